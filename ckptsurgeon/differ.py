@@ -1,0 +1,218 @@
+"""Two key sets side by side, and what would mend each mismatch.  Nothing is applied."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import permutations
+from math import isqrt, prod
+from typing import Literal
+
+from ckptsurgeon import wrappers
+from ckptsurgeon.checkpoint import Checkpoint, Role, Target, TargetEntry
+from ckptsurgeon.planner import only_ones_differ
+from ckptsurgeon.rules import render
+from ckptsurgeon.tensor import TensorSpec
+
+Status = Literal["matched", "dtype", "shape", "missing", "unexpected"]
+_POSITIONS = re.compile(r"pos(ition)?(al)?_?emb|relative_position_bias_table|position_ids", re.IGNORECASE)
+_EMBEDDING = re.compile(r"(^|[._])(tok|token|word|wte|embed|embedding|embeddings|embed_tokens|shared)([._]|$)")
+
+
+@dataclass(frozen=True)
+class Mend:
+    """What would make a mismatch fit: in words, and as a rule where one rule does it."""
+
+    text: str
+    rule: str | None = None
+
+
+@dataclass(frozen=True)
+class Row:
+    """One key of either side. `left` is the checkpoint's spec, `right` the target's."""
+
+    key: str
+    status: Status
+    left: TensorSpec | None
+    right: TensorSpec | None
+    role: Role = "tensor"
+    module: str = ""
+    mend: Mend | None = None
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """How much of the target the checkpoint fills."""
+
+    tensors: int
+    of_tensors: int
+    numel: int
+    of_numel: int
+
+    @property
+    def by_tensors(self) -> float:
+        """Between 0 and 1."""
+        return self.tensors / self.of_tensors if self.of_tensors else 1.0
+
+    @property
+    def by_numel(self) -> float:
+        """Between 0 and 1."""
+        return self.numel / self.of_numel if self.of_numel else 1.0
+
+    @property
+    def least(self) -> float:
+        """The smaller of the two: what a gate looks at."""
+        return min(self.by_tensors, self.by_numel)
+
+
+@dataclass(frozen=True)
+class Suggestion:
+    """Rules that would bring `tensors` of the target's keys to their names, against `now`."""
+
+    rules: tuple[str, ...]
+    tensors: int
+    now: int
+
+
+@dataclass(frozen=True)
+class Diff:
+    """A checkpoint against a target: rows in the target's order, then what the target lacks."""
+
+    left: str
+    right: str
+    is_model: bool
+    rows: tuple[Row, ...]
+    coverage: Coverage
+    suggestion: Suggestion | None = None
+
+    @property
+    def same(self) -> bool:
+        """Whether names, shapes and dtypes agree; against a model dtypes do not count."""
+        return all(row.status == "matched" for row in self.rows)
+
+    def count(self, status: Status) -> int:
+        """The number of keys with a status."""
+        return sum(row.status == status for row in self.rows)
+
+
+def diff(left: Checkpoint, target: Target) -> Diff:
+    """Every key of both sides with its status; headers are enough."""
+    rows = tuple(_rows(left, target))
+    matched = [row for row in rows if row.status == "matched"]
+    coverage = Coverage(
+        len(matched),
+        len(target.entries),
+        sum(row.right.numel for row in matched if row.right),
+        target.numel,
+    )
+    found = wrappers.find(list(left), target.entries) if len(matched) < len(target.entries) else None
+    suggestion = None
+    if found is not None and found.rules:
+        suggestion = Suggestion(tuple(rule.text for rule in found.rules), found.hits, found.before)
+    label = left.origin.path if left.origin else "the checkpoint"
+    return Diff(label, target.label, target.is_model, rows, coverage, suggestion)
+
+
+def _rows(left: Checkpoint, target: Target) -> Iterator[Row]:
+    for key, entry in target.entries.items():
+        ref = left.tensors.get(key)
+        if ref is None:
+            yield Row(key, "missing", None, entry.spec, entry.role, entry.module)
+        else:
+            status = _status(ref.spec, entry.spec, target.is_model)
+            mend = mend_of(key, ref.spec, entry) if status == "shape" else None
+            yield Row(key, status, ref.spec, entry.spec, entry.role, entry.module, mend)
+    for key, ref in left.items():
+        if key not in target.entries:
+            yield Row(key, "unexpected", ref.spec, None)
+
+
+def _status(left: TensorSpec, right: TensorSpec, is_model: bool) -> Status:
+    if left.shape != right.shape:
+        return "shape"
+    return "matched" if is_model or left.dtype == right.dtype else "dtype"
+
+
+def mend_of(key: str, left: TensorSpec, entry: TargetEntry) -> Mend:
+    """What would make `left` fit, as far as a header can tell."""
+    have, want = left.shape, entry.spec.shape
+    pattern = re.compile(f"^{re.escape(key)}$")
+    if only_ones_differ(have, want):
+        return _ones(pattern, have, want)
+    if sorted(have) == sorted(want):
+        return _turned(pattern, have, want)
+    if prod(have) == prod(want):
+        return Mend("the same number of elements: a reshape", render("reshape", {"pattern": pattern, "shape": want}))
+    differing = [i for i, (a, b) in enumerate(zip(have, want, strict=False)) if a != b]
+    if len(have) != len(want):
+        if len(want) == len(have) + 1 and len(have) >= 4:
+            return Mend(f"kernels of {len(have) - 2} dimensions where {len(want) - 2} are wanted: they must be inflated")
+        return Mend(f"{len(have)} dimensions where {len(want)} are wanted")
+    if _POSITIONS.search(key) and len(differing) == 1:
+        return Mend(f"another position grid: {_grid(have[differing[0]])} → {_grid(want[differing[0]])}; it must be resized")
+    if differing == [0]:
+        return _rows_differ(key, have[0], want[0], entry)
+    if differing == [1]:
+        what = "input channels" if len(have) > 2 else "input features"
+        return Mend(f"other {what}: {have[1]} → {want[1]}")
+    if len(have) > 2 and min(differing) >= 2:
+        return Mend(f"another kernel size: {_times(have[2:])} → {_times(want[2:])}")
+    return Mend("other sizes; no single operation mends this")
+
+
+def _rows_differ(key: str, have: int, want: int, entry: TargetEntry) -> Mend:
+    if entry.module == "Embedding" or _EMBEDDING.search(key):
+        return Mend(f"another vocabulary: {have} → {want} rows; load the rest with --mismatched overlap --missing init")
+    return Mend(f"a head of another size: {have} → {want} outputs; --mismatched drop --missing init begins it anew")
+
+
+def _ones(pattern: re.Pattern[str], have: tuple[int, ...], want: tuple[int, ...]) -> Mend:
+    gone, new = _unmatched_ones(have, want), _unmatched_ones(want, have)
+    if gone and not new:
+        dims = ",".join(map(str, gone))
+        return Mend(f"squeeze dimension {dims}", render("squeeze", {"pattern": pattern, "dims": tuple(gone)}))
+    if new and not gone:
+        dims = ",".join(map(str, new))
+        return Mend(f"unsqueeze dimension {dims}", render("unsqueeze", {"pattern": pattern, "dims": tuple(new)}))
+    return Mend("dimensions of size 1 in other places: a reshape", render("reshape", {"pattern": pattern, "shape": want}))
+
+
+def _unmatched_ones(a: tuple[int, ...], b: tuple[int, ...]) -> list[int]:
+    """The places of the 1s of `a` that have no partner in `b`, matching runs of 1s between the
+    other sizes from the front."""
+    extra: list[int] = []
+    j = 0
+    for i, size in enumerate(a):
+        if j < len(b) and size == b[j]:
+            j += 1
+        elif size == 1:
+            extra.append(i)
+        else:
+            while j < len(b) and b[j] == 1:
+                j += 1
+            j += 1
+    return extra
+
+
+def _turned(pattern: re.Pattern[str], have: tuple[int, ...], want: tuple[int, ...]) -> Mend:
+    if len(have) == 2:
+        return Mend("transpose", render("transpose", {"pattern": pattern}))
+    if len(have) > 6:
+        return Mend("the same sizes in another order: a permute")
+    fits = [order for order in permutations(range(len(have))) if tuple(have[dim] for dim in order) == want]
+    if len(fits) == 1:
+        return Mend("permute", render("permute", {"pattern": pattern, "dims": fits[0]}))
+    return Mend(f"the same sizes in another order: {len(fits)} permutes fit, so look at the values")
+
+
+def _grid(tokens: int) -> str:
+    for extra in (0, 1, 2):
+        side = isqrt(max(0, tokens - extra))
+        if side > 1 and side * side == tokens - extra:
+            return f"{tokens} ({side}×{side}{f' + {extra}' if extra else ''})"
+    return str(tokens)
+
+
+def _times(sizes: tuple[int, ...]) -> str:
+    return "×".join(map(str, sizes))

@@ -1,0 +1,109 @@
+"""Element types: their names, their sizes, and the only size arithmetic of the project.
+
+Names are torch's (`float32`), without the `torch.`; `code` is the name in a safetensors header.
+Sources: the torch documentation ("Tensor Attributes"), safetensors `tensor.rs` (`Dtype`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+
+
+@dataclass(frozen=True, slots=True)
+class DType:
+    """One element type.
+
+    `bits` are the bits that one block takes, `block` the number of elements in a block (1 for
+    all types that can be addressed element by element), `kind` is one of `float`, `int`,
+    `uint`, `bool`, `complex`.
+    """
+
+    name: str
+    bits: int
+    kind: str
+    code: str
+    block: int = 1
+
+    def nbytes(self, shape: tuple[int, ...]) -> int:
+        """The bytes that a contiguous tensor of `shape` takes; ValueError if they are not whole."""
+        blocks, rest = divmod(prod(shape), self.block)
+        size, odd = divmod(blocks * self.bits, 8)
+        if rest or odd:
+            raise ValueError(f"shape {list(shape)} of {self.name} does not end on a whole byte")
+        return size
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of one element; ValueError for types whose elements share bytes."""
+        if self.block != 1 or self.bits % 8:
+            raise ValueError(f"elements of {self.name} are not whole bytes")
+        return self.bits // 8
+
+    @property
+    def swap_unit(self) -> int:
+        """Bytes that a change of byte order turns around: half an element for complex types."""
+        return self.itemsize // 2 if self.kind == "complex" else self.itemsize
+
+    def __str__(self) -> str:
+        return self.name
+
+
+_ALL = (
+    DType("float64", 64, "float", "F64"),
+    DType("float32", 32, "float", "F32"),
+    DType("float16", 16, "float", "F16"),
+    DType("bfloat16", 16, "float", "BF16"),
+    DType("float8_e4m3fn", 8, "float", "F8_E4M3"),
+    DType("float8_e4m3fnuz", 8, "float", "F8_E4M3FNUZ"),
+    DType("float8_e5m2", 8, "float", "F8_E5M2"),
+    DType("float8_e5m2fnuz", 8, "float", "F8_E5M2FNUZ"),
+    DType("float8_e8m0fnu", 8, "float", "F8_E8M0"),
+    DType("float6_e2m3", 6, "float", "F6_E2M3"),
+    DType("float6_e3m2", 6, "float", "F6_E3M2"),
+    DType("float4_e2m1", 4, "float", "F4"),
+    DType("complex128", 128, "complex", "C128"),
+    DType("complex64", 64, "complex", "C64"),
+    DType("complex32", 32, "complex", "C32"),
+    DType("int64", 64, "int", "I64"),
+    DType("int32", 32, "int", "I32"),
+    DType("int16", 16, "int", "I16"),
+    DType("int8", 8, "int", "I8"),
+    DType("uint64", 64, "uint", "U64"),
+    DType("uint32", 32, "uint", "U32"),
+    DType("uint16", 16, "uint", "U16"),
+    DType("uint8", 8, "uint", "U8"),
+    DType("bool", 8, "bool", "BOOL"),
+)
+
+DTYPES: dict[str, DType] = {dtype.name: dtype for dtype in _ALL}
+"""Every element type by its torch name."""
+BY_CODE: dict[str, DType] = {dtype.code: dtype for dtype in _ALL}
+"""Every element type by its name in a safetensors header."""
+_SPELLINGS = {
+    **{dtype.code.lower(): dtype for dtype in _ALL},
+    **DTYPES,
+    "half": DTYPES["float16"],
+    "float": DTYPES["float32"],
+    "double": DTYPES["float64"],
+    "fp16": DTYPES["float16"],
+    "fp32": DTYPES["float32"],
+    "fp64": DTYPES["float64"],
+    "long": DTYPES["int64"],
+    "int": DTYPES["int32"],
+    "short": DTYPES["int16"],
+    "cfloat": DTYPES["complex64"],
+    "cdouble": DTYPES["complex128"],
+}
+
+
+def parse_dtype(text: str) -> DType:
+    """The type that `text` names in any common spelling; ValueError with the choices if none.
+
+    >>> [parse_dtype(word).name for word in ("bf16", "torch.bfloat16", "BF16", "bfloat16")]
+    ['bfloat16', 'bfloat16', 'bfloat16', 'bfloat16']
+    """
+    found = _SPELLINGS.get(text.lower().removeprefix("torch."))
+    if found is None:
+        raise ValueError(f"no dtype is named {text!r}; there are {', '.join(DTYPES)}")
+    return found

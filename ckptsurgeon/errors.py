@@ -1,0 +1,127 @@
+"""Every error that ckptsurgeon raises on purpose, by who has to act.
+
+    CkptError
+    ├── InputError          a file: it is damaged, of another kind, or not what was asked for
+    │   ├── AmbiguousError  it holds several state dicts and none is clearly the main one
+    │   └── LimitError      it asks for more than the limits allow
+    ├── RuleError           a rule or recipe: its text cannot be read
+    ├── UsageError          a call: options that contradict each other, an unknown name
+    ├── TargetError         a model: it cannot be found, imported or built
+    ├── PlanError           a surgery: what the rules make is not what was asked for
+    └── OutputError         the machine: no permission, no room, the output exists
+
+Anything else that comes out of the package is a bug.  `RuleError` and `PlanError` carry all
+of their problems at once (`.problems`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from os import PathLike, fspath
+
+MOST_SHOWN = 10
+"""How many problems an error prints before it only counts the rest."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is wrong, with where: a rule and the span of its text, a key, or both."""
+
+    text: str
+    rule: str | None = None
+    span: tuple[int, int] | None = None
+    key: str | None = None
+    kind: str = "other"
+
+    def __str__(self) -> str:
+        if self.rule is None:
+            return self.text
+        if self.span is None:
+            return f"rule `{self.rule}`: {self.text}"
+        start, end = self.span
+        mark = " " * start + "^" * max(1, end - start)
+        return f"{self.text}\n    {self.rule}\n    {mark}"
+
+
+class CkptError(Exception):
+    """The root of all errors of this package."""
+
+
+class InputError(CkptError):
+    """A file that cannot be used as it is.
+
+    `path` is the file, `cause` what is wrong with it, `key` the tensor it was about (or None),
+    `hint` what to do.
+    """
+
+    def __init__(
+        self,
+        cause: str,
+        *,
+        path: str | PathLike[str] | None = None,
+        key: str | None = None,
+        hint: str | None = None,
+    ) -> None:
+        self.cause, self.key, self.hint = cause, key, hint
+        self.path = None if path is None else fspath(path)
+        super().__init__(cause)
+
+    def __str__(self) -> str:
+        text = self.cause if self.key is None else f"{self.key!r}: {self.cause}"
+        if self.path is not None:
+            text = f"{self.path}: {text}"
+        return text if self.hint is None else f"{text}; {self.hint}"
+
+
+class AmbiguousError(InputError):
+    """A file with several state dicts, none of them clearly the main one (`.paths` names them)."""
+
+    def __init__(self, paths: Sequence[str], *, path: str | PathLike[str]) -> None:
+        self.paths = tuple(paths)
+        shown = ", ".join(self.paths[:MOST_SHOWN])
+        more = len(self.paths) - MOST_SHOWN
+        super().__init__(
+            f"{len(self.paths)} state dicts could be meant: {shown}" + (f" and {more} more" if more > 0 else ""),
+            path=path,
+            hint=f"choose one with --select {self.paths[0]}, or --select . for all of them",
+        )
+
+
+class LimitError(InputError):
+    """A file that asks for more than `Limits` allows."""
+
+
+class UsageError(CkptError):
+    """A call whose arguments contradict each other or name something that is not there."""
+
+
+class TargetError(CkptError):
+    """A model that cannot be found, imported or built."""
+
+
+class OutputError(CkptError):
+    """An output that cannot be written: it exists, or there is no permission or no room."""
+
+    def __init__(self, path: str | PathLike[str], cause: str) -> None:
+        self.path, self.cause = fspath(path), cause
+        super().__init__(f"{self.path}: {cause}")
+
+
+class _Problems(CkptError):
+    def __init__(self, problems: Sequence[Problem]) -> None:
+        self.problems = tuple(problems)
+        super().__init__(self.problems)
+
+    def __str__(self) -> str:
+        shown = [str(problem) for problem in self.problems[:MOST_SHOWN]]
+        more = len(self.problems) - MOST_SHOWN
+        return "\n".join(shown + ([f"… and {more} more problems"] if more > 0 else []))
+
+
+class RuleError(_Problems):
+    """Rules whose text cannot be read; `.problems` has every one, with its span."""
+
+
+class PlanError(_Problems):
+    """A plan that may not be carried out; `.problems` has every reason."""

@@ -1,0 +1,211 @@
+"""From a source to bytes: the one place where tensors are read or computed.
+
+It stands below `tensor`, because `TensorRef.read` and the streaming writer share it.  numpy and
+torch are imported inside the functions that need them: plain copies need neither.
+"""
+
+from __future__ import annotations
+
+import os
+import zlib
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from ckptsurgeon.errors import InputError
+from ckptsurgeon.limits import BLOCK
+from ckptsurgeon.sources import Apply, Deflate, Extent, Fill, Inline, Pieces, contiguous_strides, span
+
+if TYPE_CHECKING:
+    import torch
+
+    from ckptsurgeon.tensor import TensorRef, TensorSpec
+
+
+def blocks(ref: TensorRef, size: int) -> Iterator[memoryview]:
+    """The contiguous little-endian bytes of `ref`, in order, in blocks of about `size` bytes."""
+    source = ref.source
+    if ref.nbytes == 0:
+        return
+    if isinstance(source, Extent):
+        yield from _extent(source, ref.spec, size)
+    elif isinstance(source, Inline):
+        yield memoryview(source.data)
+    elif isinstance(source, Pieces):
+        for part in source.parts:
+            yield from blocks(part, size)
+    elif isinstance(source, Fill):
+        yield _to_bytes(source.init.make(ref.spec, source.seed), ref.spec)
+    elif source.kernel.moves_only:
+        yield from blocks(source.inputs[0], size)
+    elif source.kernel.elementwise and len(source.inputs) == 1:
+        yield from _elementwise(source, size)
+    else:
+        made = source.kernel.run([part.read() for part in source.inputs])
+        yield _to_bytes(made, ref.spec)
+
+
+def _elementwise(source: Apply, size: int) -> Iterator[memoryview]:
+    (ref,) = source.inputs
+    for block in blocks(ref, size):
+        flat = _frombuffer(block, ref.spec.dtype.name)
+        yield _raw(source.kernel.run([flat]))
+
+
+def _frombuffer(data: memoryview | bytearray, dtype: str) -> torch.Tensor:
+    import torch
+
+    buffer = bytearray(data) if isinstance(data, memoryview) and data.readonly else data
+    if dtype == "float4_e2m1":
+        dtype = "float4_e2m1fn_x2"
+    element = getattr(torch, dtype, None)
+    if element is None:
+        raise InputError(f"torch {torch.__version__} has no dtype {dtype}")
+    return torch.frombuffer(buffer, dtype=torch.uint8).view(element)
+
+
+def to_torch(data: bytearray, spec: TensorSpec) -> torch.Tensor:
+    """Contiguous little-endian bytes as a tensor; the 4-bit type comes as torch packs it, two in one."""
+    import torch
+
+    if not data:
+        return torch.empty(spec.shape, dtype=getattr(torch, spec.dtype.name))
+    flat = _frombuffer(data, spec.dtype.name)
+    if spec.dtype.name == "float4_e2m1":
+        return flat.reshape(*spec.shape[:-1], spec.shape[-1] // 2)
+    return flat.reshape(spec.shape)
+
+
+def _raw(tensor: torch.Tensor) -> memoryview:
+    import torch
+
+    flat = tensor.detach().to("cpu").contiguous().reshape(-1)
+    if flat.is_conj() or flat.is_neg():
+        flat = flat.resolve_conj().resolve_neg()
+    return memoryview(flat.view(torch.uint8).numpy()).cast("B")
+
+
+def _to_bytes(tensor: torch.Tensor, spec: TensorSpec) -> memoryview:
+    data = _raw(tensor)
+    if data.nbytes != spec.nbytes:
+        raise AssertionError(f"a kernel made {data.nbytes} bytes where the plan has {spec.nbytes} ({spec})")
+    return data
+
+
+def read_exactly(descriptor: int, nbytes: int, offset: int, path: str) -> bytearray:
+    """`nbytes` from `offset` of a file; InputError when it ends before."""
+    buffer = bytearray(nbytes)
+    view, done = memoryview(buffer), 0
+    while done < nbytes:
+        try:
+            got = os.preadv(descriptor, [view[done:]], offset + done)
+        except OSError as error:
+            raise InputError(f"cannot be read: {error.strerror}", path=path) from error
+        if not got:
+            raise InputError(f"ends at byte {offset + done}, {nbytes - done} bytes too early", path=path)
+        done += got
+    return buffer
+
+
+def _extent(extent: Extent, spec: TensorSpec, size: int) -> Iterator[memoryview]:
+    descriptor = extent.file.open()
+    try:
+        unit = spec.dtype.swap_unit if extent.byteorder == "big" else 1
+        for block in _ordered(descriptor, extent, spec, size):
+            yield _swapped(block, unit) if unit > 1 else block
+    finally:
+        os.close(descriptor)
+
+
+def _swapped(block: memoryview, unit: int) -> memoryview:
+    import numpy as np
+
+    return memoryview(np.frombuffer(block, dtype=f"u{unit}").byteswap()).cast("B")
+
+
+def _ordered(descriptor: int, extent: Extent, spec: TensorSpec, size: int) -> Iterator[memoryview]:
+    """The elements in order, contiguous, in the byte order of the file."""
+    if extent.codec is not None:
+        data = _inflated(descriptor, extent, extent.codec)
+        if extent.strides is None:
+            yield memoryview(data)
+        else:
+            yield _gathered(data, spec.shape, extent.strides, spec.dtype.itemsize)
+    elif extent.strides is None:
+        step = max(16, size - size % 16)
+        for start in range(0, extent.nbytes, step):
+            count = min(step, extent.nbytes - start)
+            yield memoryview(read_exactly(descriptor, count, extent.offset + start, extent.path))
+    else:
+        yield from _strided(descriptor, extent, spec, size)
+
+
+def _inflated(descriptor: int, extent: Extent, codec: Deflate) -> bytes:
+    """The extent's bytes out of a compressed member, which is inflated no further than needed."""
+    inflate, out, skip = zlib.decompressobj(-15), bytearray(), extent.offset
+    at, left = codec.start, codec.nbytes
+    while len(out) < skip + extent.nbytes:
+        if inflate.unconsumed_tail:
+            packed: bytes | bytearray = inflate.unconsumed_tail
+        elif left:
+            count = min(left, BLOCK)
+            packed = read_exactly(descriptor, count, at, extent.path)
+            at, left = at + count, left - count
+        else:
+            raise InputError("a compressed record is shorter than the archive says", path=extent.path)
+        try:
+            out += inflate.decompress(packed, skip + extent.nbytes - len(out))
+        except zlib.error as error:
+            raise InputError(f"a compressed record is damaged ({error})", path=extent.path) from error
+    return bytes(out[skip : skip + extent.nbytes])
+
+
+def _strided(descriptor: int, extent: Extent, spec: TensorSpec, size: int) -> Iterator[memoryview]:
+    """Strided elements, gathered in output order without holding more than a few blocks.
+
+    The output is cut along its first dimension that is longer than 1; each cut reads its span of
+    the file in pieces along the input's slowest dimension.
+    """
+    shape, strides = spec.shape, extent.strides or contiguous_strides(spec.shape)
+    item = spec.dtype.itemsize
+    lead = next((i for i, n in enumerate(shape) if n > 1), 0)
+    if not shape or shape[lead] == 1:
+        yield memoryview(read_exactly(descriptor, item, extent.offset, extent.path))
+        return
+    row = spec.nbytes // shape[lead]
+    step = max(1, size // row)
+    for start in range(0, shape[lead], step):
+        count = min(step, shape[lead] - start)
+        part = (*shape[:lead], count, *shape[lead + 1 :])
+        offset = extent.offset + start * strides[lead] * item
+        yield _gather(descriptor, extent.path, offset, part, strides, item, size)
+
+
+def _gather(
+    descriptor: int, path: str, offset: int, shape: tuple[int, ...], strides: tuple[int, ...], item: int, size: int
+) -> memoryview:
+    """One cut of the output: read whole when its span is small, else slice by slice of its slowest dimension."""
+    import numpy as np
+
+    whole = span(shape, strides) * item
+    slow = max(range(len(shape)), key=lambda i: (strides[i] if shape[i] > 1 else -1))
+    if whole <= 4 * size or strides[slow] == 0:
+        return _gathered(read_exactly(descriptor, whole, offset, path), shape, strides, item)
+    out = np.empty(shape, dtype=f"V{item}")
+    inner = tuple(1 if i == slow else n for i, n in enumerate(shape))
+    step = max(1, (4 * size - span(inner, strides) * item) // (strides[slow] * item))
+    for start in range(0, shape[slow], step):
+        count = min(step, shape[slow] - start)
+        part = tuple(count if i == slow else n for i, n in enumerate(shape))
+        data = read_exactly(descriptor, span(part, strides) * item, offset + start * strides[slow] * item, path)
+        at = tuple(slice(start, start + count) if i == slow else slice(None) for i in range(len(shape)))
+        out[at] = np.frombuffer(_gathered(data, part, strides, item), dtype=f"V{item}").reshape(part)
+    return memoryview(out.view(np.uint8)).cast("B")
+
+
+def _gathered(
+    data: bytes | bytearray, shape: Sequence[int], strides: Sequence[int], item: int
+) -> memoryview:
+    import numpy as np
+
+    view = np.ndarray(tuple(shape), dtype=f"V{item}", buffer=data, strides=tuple(s * item for s in strides))
+    return memoryview(np.ascontiguousarray(view).view(np.uint8)).cast("B")

@@ -1,0 +1,72 @@
+"""What a format module hands over: the object in a file, and the state dicts found in it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from ckptsurgeon.checkpoint import Checkpoint, Origin
+from ckptsurgeon.errors import AmbiguousError, InputError, UsageError
+from ckptsurgeon.formats import _tree
+from ckptsurgeon.formats._tree import Candidate
+
+
+@dataclass(frozen=True)
+class Document:
+    """A whole file as inert data: `root` is the object it holds, `metadata` the str → str map of
+    formats that have one."""
+
+    path: str
+    format: str
+    root: Any
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+    @cached_property
+    def candidates(self) -> tuple[Candidate, ...]:
+        """Every state dict in the file, in file order; optimizer state is none."""
+        return _tree.candidates(self.root)
+
+    @property
+    def main(self) -> Candidate | None:
+        """The state dict that is clearly meant, if one is."""
+        return _tree.main(self.candidates)
+
+    def checkpoint(self, select: str | None = None) -> Checkpoint:
+        """The state dict at `select` (dotted; `.` is the root), or the main one.
+
+        Raises AmbiguousError when several could be meant, InputError when there is none,
+        UsageError when `select` names nothing.
+        """
+        if select is not None:
+            return self._made(self._selected(select))
+        main = self.main
+        if main is not None:
+            return self._made(main)
+        if self.candidates:
+            raise AmbiguousError([candidate.name for candidate in self.candidates], path=self.path)
+        if isinstance(self.root, dict) and not self.root:
+            return self._made(Candidate((), {}, {}, {}, "dict"))
+        raise InputError(
+            f"holds no state dict, but {_tree.describe(self.root)}",
+            path=self.path,
+            hint="look at it with `ckpt ls --tree`",
+        )
+
+    def _selected(self, select: str) -> Candidate:
+        for candidate in self.candidates:
+            if candidate.name == select:
+                return candidate
+        found = _tree.at(self.root, select)
+        if found is None:
+            names = ", ".join(candidate.name for candidate in self.candidates) or "none"
+            raise UsageError(f"{self.path}: --select {select} names nothing with tensors in it; state dicts: {names}")
+        return found
+
+    def _made(self, found: Candidate) -> Checkpoint:
+        extras, place = _tree.remove(self.root, found.path, found.rest)
+        origin = Origin(self.path, self.format, found.path, place, found.container)
+        return Checkpoint(dict(found.tensors), dict(self.metadata), found.versions, extras, origin)
+
+

@@ -1,0 +1,28 @@
+"""A file before its first byte is written: literal bytes and tensors, in order, all sizes known."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from ckptsurgeon.tensor import TensorRef
+
+Patches = Callable[[Sequence[int]], Iterable[tuple[int, bytes]]]
+"""From the CRC-32 of each tensor part, in order, to the bytes that go to given offsets."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The parts of a file, end to end.
+
+    `patches`, where a format stores checksums, is called with the CRC-32 of every tensor part
+    once all are written, and gives the places of the finished header that depend on them.
+    """
+
+    parts: tuple[bytes | TensorRef, ...]
+    patches: Patches | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """The size of the whole file."""
+        return sum(len(part) if isinstance(part, bytes) else part.nbytes for part in self.parts)

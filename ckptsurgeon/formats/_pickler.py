@@ -1,0 +1,277 @@
+"""Plain data and tensors → a pickle that `torch.load(weights_only=True)` accepts.
+
+Protocol 2, with the opcodes and globals that torch's restricted unpickler knows
+(`torch/_weights_only_unpickler.py`).  Objects that occur twice are written once.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from ckptsurgeon.dtypes import DTYPES
+from ckptsurgeon.formats._tensors import STORAGE_OF
+from ckptsurgeon.formats._tree import StateDict
+from ckptsurgeon.inert import Opaque
+from ckptsurgeon.sources import contiguous_strides
+from ckptsurgeon.tensor import TensorRef
+
+_CALLABLE = frozenset({"torch.Size", "torch.device"})
+_LONGEST_INT = 255
+
+
+def writable(value: Any) -> bool:
+    """Whether one value, without its members, can be written so that `weights_only` reads it."""
+    if isinstance(value, Opaque):
+        if value.state is not None or value.items or value.pairs:
+            return False
+        if value.args is None:
+            return _is_dtype(value.name)
+        return value.name in _CALLABLE and all(_plain(arg) for arg in value.args)
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value.bit_length() < 8 * _LONGEST_INT
+    plain = bool | int | float | complex | str | bytes | list | tuple | dict | set | TensorRef | None
+    return isinstance(value, plain) and not isinstance(value, frozenset)
+
+
+def _plain(value: Any) -> bool:
+    return isinstance(value, str | int) or (isinstance(value, tuple) and all(type(part) is int for part in value))
+
+
+def _is_dtype(name: str) -> bool:
+    return name.startswith("torch.") and name.removeprefix("torch.") in DTYPES
+
+
+def cleaned(root: Any) -> tuple[Any, list[str]]:
+    """`root` without what cannot be written, and a line for each thing that was left out.
+
+    A dict loses the item; in a list or a tuple None takes its place.
+    """
+    lost: list[str] = []
+    done: dict[int, Any] = {}
+
+    def clean(value: Any, path: str, depth: int) -> Any:
+        if id(value) in done:
+            return done[id(value)]
+        if depth > 200:
+            lost.append(f"{path} (nested too deeply)")
+            return None
+        if isinstance(value, dict):
+            made: dict[Any, Any] = OrderedDict() if isinstance(value, OrderedDict) else {}
+            done[id(value)] = made
+            for key, member in value.items():
+                name = f"{path}.{key}" if path else str(key)
+                if not writable(key) or isinstance(key, Opaque | complex | TensorRef):
+                    lost.append(f"{name} (a key of the type {type(key).__name__})")
+                elif not writable(member):
+                    lost.append(f"{name} ({_kind(member)})")
+                else:
+                    made[key] = clean(member, name, depth + 1)
+            return made
+        if isinstance(value, list | tuple):
+            parts: list[Any] = []
+            if isinstance(value, list):
+                done[id(value)] = parts
+            for index, member in enumerate(value):
+                name = f"{path}.{index}" if path else str(index)
+                if not writable(member):
+                    lost.append(f"{name} ({_kind(member)}; None in its place)")
+                    parts.append(None)
+                else:
+                    parts.append(clean(member, name, depth + 1))
+            done[id(value)] = parts if isinstance(value, list) else tuple(parts)
+            return done[id(value)]
+        return value
+
+    if not writable(root):
+        return {}, [_kind(root)]
+    return clean(root, "", 0), lost
+
+
+def _kind(value: Any) -> str:
+    return value.name if isinstance(value, Opaque) else type(value).__name__
+
+
+def dumps(root: Any, storage: Callable[[TensorRef], str]) -> bytes:
+    """The pickle of a cleaned object; `storage` gives the key under which a tensor's bytes are kept."""
+    writer = _Writer(storage)
+    writer.todo.append(root)
+    writer.run()
+    return b"\x80\x02" + b"".join(writer.out) + b"."
+
+
+class _Emit(bytes):
+    """Bytes on the work list that are opcodes already."""
+
+
+class _Put:
+    """On the work list: remember the object that was just made."""
+
+    def __init__(self, key: Any) -> None:
+        self.key = key
+
+
+class _Writer:
+    def __init__(self, storage: Callable[[TensorRef], str]) -> None:
+        self.out: list[bytes] = []
+        self.memo: dict[Any, int] = {}
+        self.storage = storage
+        self.todo: list[Any] = []
+        self.alive: list[Any] = []
+
+    def run(self) -> None:
+        while self.todo:
+            value = self.todo.pop()
+            if isinstance(value, _Emit):
+                self.out.append(value)
+            elif isinstance(value, _Put):
+                self.put(value.key)
+            else:
+                self.write(value)
+
+    def then(self, *work: Any) -> None:
+        self.todo.extend(reversed(work))
+
+    def put(self, key: Any) -> None:
+        index = self.memo[key] = len(self.memo)
+        self.out.append(b"q" + bytes((index,)) if index < 256 else b"r" + struct.pack("<I", index))
+
+    def get(self, key: Any) -> bool:
+        index = self.memo.get(key)
+        if index is None:
+            return False
+        self.out.append(b"h" + bytes((index,)) if index < 256 else b"j" + struct.pack("<I", index))
+        return True
+
+    def write(self, value: Any) -> None:
+        if value is None or isinstance(value, bool):
+            self.out.append({None: b"N", True: b"\x88", False: b"\x89"}[value])
+        elif isinstance(value, int):
+            self.int(value)
+        elif isinstance(value, float):
+            self.out.append(b"G" + struct.pack(">d", value))
+        elif isinstance(value, str):
+            self.text(value)
+        elif isinstance(value, complex):
+            self.call("builtins complex", (value.real, value.imag))
+        elif isinstance(value, bytes):
+            self.call("_codecs encode", (value.decode("latin-1"), "latin1"))
+        elif isinstance(value, TensorRef):
+            self.tensor(value)
+        elif isinstance(value, Opaque):
+            self.opaque(value)
+        elif not self.get(id(value)):
+            self.alive.append(value)
+            self.container(value)
+
+    def container(self, value: Any) -> None:
+        if isinstance(value, StateDict):
+            versions: list[Any] = []
+            if value.versions:
+                nested = OrderedDict((key, dict(entry)) for key, entry in value.versions.items())
+                versions = [{"_metadata": nested}, _Emit(b"b")]
+            self.ordered()
+            self.then(_Put(id(value)), *_items(value.items), *versions)
+        elif isinstance(value, OrderedDict):
+            self.ordered()
+            self.then(_Put(id(value)), *_items(value))
+        elif isinstance(value, dict):
+            self.out.append(b"}")
+            self.then(_Put(id(value)), *_items(value))
+        elif isinstance(value, list):
+            self.out.append(b"]")
+            self.then(_Put(id(value)), *((_Emit(b"("), *value, _Emit(b"e")) if value else ()))
+        elif isinstance(value, set):
+            self.call("builtins set", (sorted(value, key=repr),))
+        else:
+            self.tuple(value)
+
+    def ordered(self) -> None:
+        self.named("collections OrderedDict")
+        self.out.append(b")R")
+
+    def tuple(self, value: tuple[Any, ...]) -> None:
+        if not value:
+            self.out.append(b")")
+        elif len(value) < 4:
+            self.then(*value, _Emit(bytes((0x84 + len(value),))), _Put(id(value)))
+        else:
+            self.then(_Emit(b"("), *value, _Emit(b"t"), _Put(id(value)))
+
+    def int(self, value: int) -> None:
+        if 0 <= value < 256:
+            self.out.append(b"K" + bytes((value,)))
+        elif 0 <= value < 65536:
+            self.out.append(b"M" + struct.pack("<H", value))
+        elif -(1 << 31) <= value < 1 << 31:
+            self.out.append(b"J" + struct.pack("<i", value))
+        else:
+            raw = value.to_bytes((value.bit_length() + 8) // 8, "little", signed=True)
+            self.out.append(b"\x8a" + bytes((len(raw),)) + raw)
+
+    def text(self, value: str) -> None:
+        if not self.get(("text", value)):
+            raw = value.encode("utf-8", "surrogatepass")
+            self.out.append(b"X" + struct.pack("<I", len(raw)) + raw)
+            self.put(("text", value))
+
+    def named(self, name: str) -> None:
+        if not self.get(("global", name)):
+            module, _, attribute = name.partition(" ")
+            module = "__builtin__" if module == "builtins" else module
+            self.out.append(b"c" + module.encode() + b"\n" + attribute.encode() + b"\n")
+            self.put(("global", name))
+
+    def call(self, name: str, args: tuple[Any, ...]) -> None:
+        self.named(name)
+        self.then(args, _Emit(b"R"))
+
+    def opaque(self, value: Opaque) -> None:
+        module, _, attribute = value.name.rpartition(".")
+        if value.args is None:
+            self.named(f"{module} {attribute}")
+        else:
+            self.call(f"{module} {attribute}", value.args)
+
+    def tensor(self, ref: TensorRef) -> None:
+        parameter = ref.stored is not None and ref.stored.parameter
+        key, typed = self.storage(ref), STORAGE_OF.get(ref.dtype.name)
+        elements = ref.numel if typed else ref.nbytes
+        if parameter:
+            self.named("torch._utils _rebuild_parameter")
+            self.out.append(b"(")
+        self.named("torch._utils _rebuild_tensor_v2" if typed else "torch._utils _rebuild_tensor_v3")
+        self.out.append(b"((")
+        self.text("storage")
+        self.named(f"torch {typed}" if typed else "torch.storage UntypedStorage")
+        self.text(key)
+        self.text("cpu")
+        self.int(elements)
+        self.out.append(b"tQK\x00")
+        self.numbers(ref.shape)
+        self.numbers(contiguous_strides(ref.shape))
+        self.out.append(b"\x89")
+        self.ordered()
+        if not typed:
+            self.named(f"torch {ref.dtype.name}")
+        self.out.append(b"tR")
+        if parameter:
+            self.out.append(b"\x89" if ref.dtype.kind not in ("float", "complex") else b"\x88")
+            self.ordered()
+            self.out.append(b"tR")
+
+    def numbers(self, values: tuple[int, ...]) -> None:
+        self.out.append(b"(" if values else b")")
+        for value in values:
+            self.int(value)
+        if values:
+            self.out.append(b"t")
+
+
+def _items(items: Mapping[Any, Any]) -> list[Any]:
+    if not items:
+        return []
+    flat = [part for pair in items.items() for part in pair]
+    return [_Emit(b"("), *flat, _Emit(b"u")]

@@ -1,0 +1,181 @@
+"""Tensors as torch pickles them: persistent ids become storages, `_rebuild_*` calls `TensorRef`s.
+
+Every number is a claim: sizes, strides and offsets are checked against the storage's bytes.
+Source: `torch/_utils.py` and `torch/serialization.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from ckptsurgeon.dtypes import DTYPES, DType
+from ckptsurgeon.formats._pickle import Builder, Persistent
+from ckptsurgeon.inert import Opaque
+from ckptsurgeon.limits import Limits
+from ckptsurgeon.sources import Deflate, Extent, File, is_contiguous, span
+from ckptsurgeon.tensor import Stored, TensorRef, TensorSpec
+
+_STORAGE_TYPES = {
+    "DoubleStorage": "float64",
+    "FloatStorage": "float32",
+    "HalfStorage": "float16",
+    "BFloat16Storage": "bfloat16",
+    "LongStorage": "int64",
+    "IntStorage": "int32",
+    "ShortStorage": "int16",
+    "CharStorage": "int8",
+    "ByteStorage": "uint8",
+    "BoolStorage": "bool",
+    "ComplexDoubleStorage": "complex128",
+    "ComplexFloatStorage": "complex64",
+}
+STORAGE_OF: Mapping[str, str] = {dtype: storage for storage, dtype in _STORAGE_TYPES.items()}
+"""dtype name → the storage class that torch pickles it with; other dtypes go untyped."""
+
+
+@dataclass(frozen=True, slots=True)
+class Storage:
+    """The bytes behind one or more tensors: where they begin in the file and how many there are."""
+
+    file: File
+    offset: int
+    nbytes: int
+    dtype: DType
+    device: str
+    byteorder: Literal["little", "big"] = "little"
+    codec: Deflate | None = None
+
+
+def storage_dtype(kind: Any) -> DType:
+    """The element type of a pickled storage class; `uint8` stands for untyped bytes."""
+    name = kind.name if isinstance(kind, Opaque) else ""
+    last = name.rpartition(".")[2]
+    if not name.startswith("torch.") or last not in (*_STORAGE_TYPES, "UntypedStorage"):
+        raise Persistent(f"a storage of the unknown type {name or type(kind).__name__}")
+    return DTYPES[_STORAGE_TYPES.get(last, "uint8")]
+
+
+def count(value: Any, what: str) -> int:
+    """`value` as a count: an int (no bool), not negative."""
+    if type(value) is not int or value < 0:
+        raise Persistent(f"{what} is {value!r}, no count")
+    return value
+
+
+def text(value: Any, what: str) -> str:
+    """`value` as text."""
+    if isinstance(value, bytes):
+        value = value.decode("latin-1")
+    if not isinstance(value, str):
+        raise Persistent(f"{what} is {value!r}, no text")
+    return value
+
+
+def builders(limits: Limits) -> dict[str, Builder]:
+    """The closed table of what a torch pickle may build."""
+
+    def tensor(args: tuple[Any, ...], dtype: DType | None = None) -> Any:
+        if len(args) < 4:
+            raise Persistent("a tensor with too few arguments")
+        storage, offset, shape, strides = args[:4]
+        if not isinstance(storage, Storage):
+            raise Persistent("a tensor without a storage")
+        metadata = args[7 if dtype else 6] if len(args) > (7 if dtype else 6) else None
+        if isinstance(metadata, dict) and any(metadata.values()):
+            return Opaque("torch.Tensor with a conjugate or negative bit", args)
+        return view(storage, dtype or storage.dtype, offset, shape, strides, limits)
+
+    def tensor_v3(args: tuple[Any, ...]) -> Any:
+        if len(args) < 7:
+            raise Persistent("a tensor with too few arguments")
+        return tensor(args, dtype_of(args[6]))
+
+    def parameter(args: tuple[Any, ...]) -> Any:
+        if not args or not isinstance(args[0], TensorRef):
+            return Opaque("torch._utils._rebuild_parameter", args)
+        ref = args[0]
+        stored = ref.stored or Stored("cpu", ref.nbytes)
+        return TensorRef(ref.spec, ref.source, Stored(stored.device, stored.nbytes, parameter=True))
+
+    return {
+        "torch._utils._rebuild_tensor": tensor,
+        "torch._utils._rebuild_tensor_v2": tensor,
+        "torch._utils._rebuild_tensor_v3": tensor_v3,
+        "torch._utils._rebuild_parameter": parameter,
+        "torch._utils._rebuild_parameter_with_state": parameter,
+    }
+
+
+def dtype_of(value: Any) -> DType:
+    """The element type that a pickled `torch.dtype` names."""
+    name = value.name.removeprefix("torch.") if isinstance(value, Opaque) else ""
+    if name == "float4_e2m1fn_x2":
+        name = "uint8"
+    if name not in DTYPES:
+        raise Persistent(f"a tensor of the unknown dtype {name or value!r}")
+    return DTYPES[name]
+
+
+def view(storage: Storage, dtype: DType, offset: Any, shape: Any, strides: Any, limits: Limits) -> TensorRef:
+    """The tensor of `shape` at `offset` (elements) of a storage, with `strides` in elements."""
+    shape, strides = _dims(shape, "shape", limits), _dims(strides, "strides", limits)
+    if len(shape) != len(strides):
+        raise Persistent(f"shape {list(shape)} with strides {list(strides)}")
+    spec, first = TensorSpec(dtype, shape), count(offset, "a storage offset")
+    item, used = dtype.itemsize, span(shape, strides)
+    if used and (first + used) * item > storage.nbytes:
+        raise Persistent(
+            f"shape {list(shape)} with strides {list(strides)} at element {first} needs "
+            f"{(first + used) * item} bytes of a storage of {storage.nbytes}"
+        )
+    extent = Extent(
+        storage.file,
+        storage.offset + first * item,
+        used * item,
+        None if not used or is_contiguous(shape, strides) else strides,
+        storage.byteorder,
+        storage.codec,
+    )
+    return TensorRef(spec, extent, Stored(storage.device, storage.nbytes))
+
+
+def _dims(value: Any, what: str, limits: Limits) -> tuple[int, ...]:
+    if isinstance(value, Opaque) and value.name == "torch.Size" and value.args and len(value.args) == 1:
+        value = value.args[0]
+    if not isinstance(value, tuple | list) or len(value) > limits.dimensions:
+        raise Persistent(f"{what} is no tuple of at most {limits.dimensions} numbers")
+    return tuple(count(size, f"a number of the {what}") for size in value)
+
+
+Locate = Callable[[str, DType, int, str], Storage]
+
+
+def persistent_loader(locate: Locate) -> Callable[[Any], Any]:
+    """A reader of torch's persistent ids; `locate(key, dtype, elements, device)` finds the bytes."""
+
+    def load(pid: Any) -> Any:
+        if not isinstance(pid, tuple) or not pid:
+            raise Persistent("a persistent id that torch does not write")
+        kind = text(pid[0], "the kind of a persistent id")
+        if kind == "module" and len(pid) > 1:
+            return pid[1]
+        if kind != "storage" or len(pid) not in (5, 6):
+            raise Persistent(f"a persistent id of the unknown kind {kind!r}")
+        dtype = storage_dtype(pid[1])
+        storage = locate(text(pid[2], "a storage key"), dtype, count(pid[4], "a storage size"), text(pid[3], "a device"))
+        return storage if len(pid) == 5 or pid[5] is None else _part(storage, pid[5])
+
+    return load
+
+
+def _part(storage: Storage, metadata: Any) -> Storage:
+    """A storage that is a view of another (files before torch 0.4)."""
+    if not isinstance(metadata, tuple) or len(metadata) != 3:
+        raise Persistent("a storage view that torch does not write")
+    item = storage.dtype.itemsize
+    start, size = count(metadata[1], "a view offset") * item, count(metadata[2], "a view size") * item
+    if start + size > storage.nbytes:
+        raise Persistent(f"a storage view of bytes {start}–{start + size} of {storage.nbytes}")
+    return Storage(storage.file, storage.offset + start, size, storage.dtype, storage.device, storage.byteorder)

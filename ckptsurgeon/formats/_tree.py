@@ -1,0 +1,311 @@
+"""Nested objects ⇄ a state dict and its extras.
+
+Where the state dict is, is found by structure: a mapping whose values are tensors, or a pickled
+module.  Known names only settle which of several is the main one.  All walks are iterative and
+visit each object once, so that shared or cyclic objects cost nothing.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ckptsurgeon.checkpoint import Step, Versions
+from ckptsurgeon.inert import Opaque, children
+from ckptsurgeon.tensor import TensorRef
+
+MAIN_NAMES = frozenset(
+    "state_dict model_state_dict model_state model module net network weights params parameters".split()
+)
+"""Names that make a state dict the main one when all others are far smaller."""
+_MINOR = 0.05
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A state dict in a file: the steps to it, its tensors, torch's `_metadata`, the items beside
+    the tensors (`rest`), and the class that holds them."""
+
+    path: tuple[Step, ...]
+    tensors: Mapping[str, TensorRef]
+    versions: Versions
+    rest: Mapping[Any, Any]
+    container: str
+
+    @property
+    def name(self) -> str:
+        """The path as `--select` spells it."""
+        return ".".join(str(step) for step in self.path) or "."
+
+    @property
+    def numel(self) -> int:
+        return sum(ref.numel for ref in self.tensors.values())
+
+    @property
+    def nbytes(self) -> int:
+        return sum(ref.nbytes for ref in self.tensors.values())
+
+
+@dataclass
+class StateDict:
+    """A state dict to be written: the items in order, tensors first, and torch's `_metadata`."""
+
+    items: Mapping[str, Any]
+    versions: Mapping[str, Any]
+
+
+def is_optimizer(value: Any) -> bool:
+    """Whether this is the `state_dict()` of an optimizer."""
+    return isinstance(value, dict) and "state" in value and "param_groups" in value
+
+
+def is_module(value: Any) -> bool:
+    """Whether this is a pickled `nn.Module`."""
+    if not isinstance(value, Opaque):
+        return False
+    fields = value.fields()
+    return isinstance(fields.get("_parameters"), dict) and isinstance(fields.get("_modules"), dict)
+
+
+def candidates(root: Any) -> tuple[Candidate, ...]:
+    """Every state dict below `root`, outermost first, in file order."""
+    found: list[Candidate] = []
+    for path, value in _walk(root):
+        if is_module(value):
+            found.append(_module(path, value))
+        elif (mapping := _mapping(value)) is not None:
+            direct = _direct(path, mapping, value)
+            if direct.tensors:
+                found.append(direct)
+    return tuple(_outnumbered(found))
+
+
+def _outnumbered(found: list[Candidate]) -> Iterator[Candidate]:
+    """Leave out mappings with a few loose tensors around larger state dicts, and small mappings
+    inside of a state dict."""
+    for candidate in found:
+        inner = [other for other in found if other is not candidate and _inside(other.path, candidate.path)]
+        outer = [other for other in found if other is not candidate and _inside(candidate.path, other.path)]
+        if sum(len(other.tensors) for other in inner) > len(candidate.tensors):
+            continue
+        if any(len(other.tensors) >= len(candidate.tensors) for other in outer):
+            continue
+        yield candidate
+
+
+def _inside(path: tuple[Step, ...], outer: tuple[Step, ...]) -> bool:
+    return len(path) > len(outer) and path[: len(outer)] == outer
+
+
+def main(found: tuple[Candidate, ...]) -> Candidate | None:
+    """The candidate that is clearly meant: the only one, or one with a main name beside which the
+    others are negligible."""
+    if len(found) == 1:
+        return found[0]
+    named = [candidate for candidate in found if candidate.path and candidate.path[-1] in MAIN_NAMES]
+    if len(named) != 1:
+        return None
+    allowed = max(1, int(len(named[0].tensors) * _MINOR))
+    others = sum(len(candidate.tensors) for candidate in found if candidate is not named[0])
+    return named[0] if others <= allowed else None
+
+
+def _walk(root: Any) -> Iterator[tuple[tuple[Step, ...], Any]]:
+    """All containers below `root` with their paths, each once, in file order; optimizers and
+    modules are not looked into."""
+    todo: list[tuple[tuple[Step, ...], Any]] = [((), root)]
+    seen: set[int] = set()
+    while todo:
+        path, value = todo.pop()
+        if isinstance(value, TensorRef) or id(value) in seen or is_optimizer(value):
+            continue
+        seen.add(id(value))
+        yield path, value
+        if not is_module(value):
+            inner = [(path + (step,), member) for step, member in children(value) if _is_container(member)]
+            todo.extend(reversed(inner))
+
+
+def _is_container(value: Any) -> bool:
+    return isinstance(value, dict | list | tuple | Opaque)
+
+
+def _mapping(value: Any) -> dict[Any, Any] | None:
+    if isinstance(value, dict):
+        return value
+    return value.pairs if isinstance(value, Opaque) else None
+
+
+def _versions(value: Any) -> Versions:
+    versions = getattr(value, "_metadata", None) if isinstance(value, OrderedDict) else None
+    if not isinstance(versions, dict):
+        return {}
+    return {key: entry for key, entry in versions.items() if isinstance(key, str) and isinstance(entry, dict)}
+
+
+def _container(value: Any) -> str:
+    return value.name if isinstance(value, Opaque) else type(value).__name__
+
+
+def _direct(path: tuple[Step, ...], mapping: dict[Any, Any], value: Any) -> Candidate:
+    tensors = {key: ref for key, ref in mapping.items() if isinstance(key, str) and isinstance(ref, TensorRef)}
+    rest = {key: member for key, member in mapping.items() if key not in tensors}
+    return Candidate(path, tensors, _versions(value), rest, _container(value))
+
+
+def _module(path: tuple[Step, ...], root: Opaque) -> Candidate:
+    """Parameters, then persistent buffers, depth first: what `state_dict()` would give."""
+    tensors: dict[str, TensorRef] = {}
+    todo: list[tuple[str, Opaque, frozenset[int]]] = [("", root, frozenset())]
+    while todo:
+        prefix, module, above = todo.pop()
+        fields = module.fields()
+        hidden = fields.get("_non_persistent_buffers_set")
+        buffers = fields.get("_buffers")
+        for members, skip in ((fields["_parameters"], None), (buffers, hidden)):
+            for name, ref in members.items() if isinstance(members, dict) else ():
+                if isinstance(ref, TensorRef) and not (isinstance(skip, set) and name in skip):
+                    tensors[f"{prefix}{name}"] = ref
+        above = above | {id(module)}
+        for name, child in reversed(fields["_modules"].items()):
+            if is_module(child) and id(child) not in above:
+                todo.append((f"{prefix}{name}.", child, above))
+    return Candidate(path, tensors, {}, {}, _container(root))
+
+
+def at(root: Any, select: str) -> Candidate | None:
+    """The node that `select` names, with all tensors below it under dotted names."""
+    found = [] if select == "." else _resolve(root, select)
+    if found is None:
+        return None
+    path = tuple(step for step, _ in found)
+    node = found[-1][1] if found else root
+    if is_module(node):
+        return _module(path, node)
+    if not isinstance(node, dict | list | tuple | Opaque):
+        return None
+    tensors: dict[str, TensorRef] = {}
+    rest: dict[Any, Any] = {}
+    todo: list[tuple[str, Any]] = [(str(step), member) for step, member in children(node)][::-1]
+    seen: set[int] = set()
+    while todo:
+        name, value = todo.pop()
+        if isinstance(value, TensorRef):
+            tensors[name] = value
+        elif _is_container(value) and not is_optimizer(value) and id(value) not in seen:
+            seen.add(id(value))
+            todo.extend([(f"{name}.{step}", member) for step, member in children(value)][::-1])
+        elif not select == ".":
+            rest[name] = value
+    return Candidate(path, tensors, _versions(node), rest, _container(node)) if tensors else None
+
+
+def _resolve(root: Any, select: str) -> list[tuple[Step, Any]] | None:
+    """The steps that spell `select`; keys may hold dots themselves, so every cut is tried."""
+    todo: list[tuple[Any, str, list[tuple[Step, Any]]]] = [(root, select, [])]
+    while todo:
+        node, left, taken = todo.pop()
+        for step, member in children(node):
+            word = str(step)
+            if left == word:
+                return [*taken, (step, member)]
+            if left.startswith(word + "."):
+                todo.append((member, left[len(word) + 1 :], [*taken, (step, member)]))
+    return None
+
+
+def remove(root: Any, path: tuple[Step, ...], rest: Mapping[Any, Any]) -> tuple[Any, int]:
+    """`root` without the state dict at `path` (whose other items, `rest`, stay), and its place
+    among its siblings."""
+    if not path:
+        return dict(rest), 0
+    if len(path) == 1:
+        return _without(root, path[0], rest)
+    child = dict(children(root))[path[0]]
+    inner, place = remove(child, path[1:], rest)
+    return _with(root, path[0], inner), place
+
+
+def _without(node: Any, step: Step, rest: Mapping[Any, Any]) -> tuple[Any, int]:
+    place = [key for key, _ in children(node)].index(step)
+    if rest:
+        return _with(node, step, dict(rest)), place
+    if isinstance(node, dict):
+        return _like(node, {key: value for key, value in node.items() if key != step}), place
+    if isinstance(node, list | tuple):
+        return type(node)(value for index, value in enumerate(node) if index != step), place
+    return _opaque_like(node, {key: value for key, value in node.fields().items() if key != step}), place
+
+
+def _with(node: Any, step: Step, value: Any) -> Any:
+    if isinstance(node, dict):
+        return _like(node, {key: (value if key == step else old) for key, old in node.items()})
+    if isinstance(node, list | tuple):
+        return type(node)(value if index == step else old for index, old in enumerate(node))
+    return _opaque_like(node, {key: (value if key == step else old) for key, old in node.fields().items()})
+
+
+def _like(node: dict[Any, Any], items: dict[Any, Any]) -> dict[Any, Any]:
+    return OrderedDict(items) if isinstance(node, OrderedDict) else items
+
+
+def _opaque_like(node: Opaque, fields: dict[Any, Any]) -> Opaque:
+    copy = Opaque(node.name, node.args)
+    copy.items, copy.state = node.items, node.state
+    if node.pairs is not None:
+        copy.pairs = fields
+    else:
+        copy.state = fields
+    return copy
+
+
+def insert(extras: Any, path: tuple[Step, ...], place: int, value: StateDict) -> Any:
+    """`extras` with a state dict back at `path`: the inverse of `remove`.
+
+    Containers on the way that are gone (they were opaque) are made anew as dicts.
+    """
+    if not path:
+        return StateDict({**value.items, **extras}, value.versions)
+    step = path[0]
+    members = dict(children(extras))
+    if len(path) > 1:
+        inner = insert(members.get(step, {}), path[1:], place, value)
+        return _with(extras, step, inner) if step in members else {**extras, step: inner}
+    if isinstance(extras, dict):
+        if step in members:
+            return _with(extras, step, StateDict({**value.items, **members[step]}, value.versions))
+        items = list(extras.items())
+        items.insert(place, (step, value))
+        return _like(extras, dict(items))
+    items = list(extras)
+    items.insert(place, value)
+    return type(extras)(items)
+
+
+def optimizers(root: Any) -> list[str]:
+    """The dotted places of optimizer state below `root`."""
+    found, seen = [], set()
+    todo: list[tuple[str, Any]] = [("", root)]
+    while todo:
+        name, value = todo.pop()
+        if id(value) in seen or not _is_container(value):
+            continue
+        seen.add(id(value))
+        if is_optimizer(value):
+            found.append(name or ".")
+        else:
+            todo += [(f"{name}.{step}" if name else str(step), member) for step, member in children(value)][::-1]
+    return found
+
+
+def describe(value: Any) -> str:
+    """A few words for what a file holds."""
+    if isinstance(value, TensorRef):
+        return f"one bare tensor ({value.spec})"
+    if isinstance(value, Opaque):
+        return f"an object of the class {value.name}"
+    if isinstance(value, dict | list | tuple | set):
+        return f"a {type(value).__name__} of {len(value)} items"
+    return f"a {type(value).__name__}"

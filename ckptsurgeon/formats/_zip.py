@@ -1,0 +1,181 @@
+"""A strict reader of zip directories: one reading of an archive, or an error that says why not.
+
+Names, sizes and checksums come from the central directory, data offsets from the local headers.
+Whatever two readers could understand differently is refused: bytes outside of the archive,
+doubled or differing names, overlapping members, counts that disagree.
+
+Source: PKWARE's APPNOTE.TXT 6.3, sections 4.3.6–4.4.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from dataclasses import dataclass
+
+from ckptsurgeon.limits import Limits
+
+_EOCD = struct.Struct("<4s4H2LH")
+_LOCATOR = struct.Struct("<4sLQL")
+_EOCD64 = struct.Struct("<4sQ2H2L4Q")
+_CENTRAL = struct.Struct("<4s6H3L5H2L")
+_LOCAL = struct.Struct("<4s5H3L2H")
+_U16, _U32 = 0xFFFF, 0xFFFFFFFF
+
+
+class BadZip(Exception):
+    """The archive is damaged or ambiguous; the text says which."""
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """One member: `offset` is the first byte of its data, `size` its bytes, `packed` what they
+    take in the file; `deflated` tells whether the two differ in kind."""
+
+    name: str
+    offset: int
+    size: int
+    packed: int
+    crc: int
+    deflated: bool
+
+
+def read_directory(descriptor: int, size: int, limits: Limits) -> dict[str, Member]:
+    """All members of the archive, by name, in the order of the central directory."""
+    entries, start, length = _end(descriptor, size)
+    if entries > limits.archive_members or length < entries * _CENTRAL.size:
+        raise BadZip(f"the directory of {length} bytes cannot hold {entries} members")
+    directory = _pread(descriptor, length, start)
+    members: dict[str, Member] = {}
+    spans: list[tuple[int, int, str]] = []
+    at = 0
+    for _ in range(entries):
+        at, member, header = _entry(directory, at, descriptor, start)
+        if member.name in members:
+            raise BadZip(f"two members are named {member.name!r}")
+        members[member.name] = member
+        spans.append((header, member.offset + member.packed, member.name))
+    if at != length:
+        raise BadZip(f"{length - at} bytes are left in the directory after its {entries} entries")
+    _tile(spans, start)
+    return members
+
+
+def _tile(spans: list[tuple[int, int, str]], end: int) -> None:
+    spans.sort()
+    if spans and spans[0][0] != 0:
+        raise BadZip(f"the first member begins at byte {spans[0][0]}, not at 0")
+    for (_, stop, name), (start, _, other) in zip(spans, [*spans[1:], (end, end, "the directory")], strict=True):
+        if stop > start:
+            raise BadZip(f"{name!r} runs into {other!r}")
+
+
+def _pread(descriptor: int, count: int, offset: int) -> bytes:
+    data = os.pread(descriptor, count, offset) if offset >= 0 else b""
+    while len(data) < count:
+        more = os.pread(descriptor, count - len(data), offset + len(data))
+        if not more:
+            raise BadZip(f"{count} bytes are announced at byte {offset}, {len(data)} are there")
+        data += more
+    return data
+
+
+def _end(descriptor: int, size: int) -> tuple[int, int, int]:
+    """Entries, start and length of the central directory."""
+    base = max(0, size - _EOCD.size - _U16)
+    tail = _pread(descriptor, size - base, base)
+    found = [at for at in _signatures(tail) if at + _EOCD.size + _EOCD.unpack_from(tail, at)[7] == len(tail)]
+    if not found:
+        raise BadZip("the end of the archive is missing (a truncated file?)")
+    if len(found) > 1:
+        raise BadZip("two directories end this archive")
+    end = base + found[0]
+    _, disk, first, here, entries, length, start, _ = _EOCD.unpack_from(tail, found[0])
+    if disk not in (0, _U16) or first not in (0, _U16) or here != entries:
+        raise BadZip("the archive is one part of several")
+    directory_end = end
+    if end >= _LOCATOR.size and (located := _pread(descriptor, _LOCATOR.size, end - _LOCATOR.size))[:4] == b"PK\6\7":
+        place = _LOCATOR.unpack(located)[2]
+        if place + _EOCD64.size + _LOCATOR.size != end:
+            raise BadZip("the zip64 end record is not where its locator says")
+        signature, rest, _, _, disk, first, here, entries64, length64, start64 = _EOCD64.unpack(
+            _pread(descriptor, _EOCD64.size, place)
+        )
+        if signature != b"PK\6\6" or rest != _EOCD64.size - 12 or disk or first or here != entries64:
+            raise BadZip("the zip64 end record is damaged")
+        for narrow, wide, all_ones in ((entries, entries64, _U16), (length, length64, _U32), (start, start64, _U32)):
+            if narrow not in (wide, all_ones):
+                raise BadZip("the two end records disagree")
+        entries, length, start, directory_end = entries64, length64, start64, place
+    if start + length != directory_end:
+        raise BadZip(f"the directory does not end where the archive does (bytes before or inside it: {directory_end - start - length})")
+    return entries, start, length
+
+
+def _signatures(tail: bytes) -> list[int]:
+    found, at = [], tail.find(b"PK\5\6")
+    while at >= 0:
+        if at + _EOCD.size <= len(tail):
+            found.append(at)
+        at = tail.find(b"PK\5\6", at + 1)
+    return found
+
+
+def _entry(directory: bytes, at: int, descriptor: int, end: int) -> tuple[int, Member, int]:
+    if at + _CENTRAL.size > len(directory):
+        raise BadZip("the directory ends inside an entry")
+    (signature, _, _, flags, method, _, _, crc, packed, size, n, m, k, _, _, _, header) = _CENTRAL.unpack_from(
+        directory, at
+    )
+    stop = at + _CENTRAL.size + n + m + k
+    if signature != b"PK\1\2" or stop > len(directory):
+        raise BadZip("the directory is damaged")
+    raw = directory[at + _CENTRAL.size : at + _CENTRAL.size + n]
+    name = _name(raw)
+    extra = directory[at + _CENTRAL.size + n : at + _CENTRAL.size + n + m]
+    size, packed, header = _wide(extra, name, size, packed, header)
+    if flags & 0x2041:
+        raise BadZip(f"{name!r} is encrypted or patched")
+    if method not in (0, 8) or (method == 0 and packed != size):
+        raise BadZip(f"{name!r} is packed in a way that torch does not use (method {method})")
+    offset = _data_offset(descriptor, header, raw, method)
+    if offset + packed > end:
+        raise BadZip(f"{name!r} runs past the end of its archive")
+    return stop, Member(name, offset, size, packed, crc, method == 8), header
+
+
+def _name(raw: bytes) -> str:
+    try:
+        name = raw.decode("utf-8")
+    except UnicodeDecodeError:
+        raise BadZip(f"a member's name is no UTF-8: {raw!r}") from None
+    if "\0" in name:
+        raise BadZip(f"a member's name holds a NUL: {name!r}")
+    return name
+
+
+def _wide(extra: bytes, name: str, size: int, packed: int, header: int) -> tuple[int, int, int]:
+    """The three numbers, from the zip64 field where the narrow ones are all ones."""
+    if _U32 not in (size, packed, header):
+        return size, packed, header
+    at = 0
+    while at + 4 <= len(extra):
+        kind, length = struct.unpack_from("<HH", extra, at)
+        body = extra[at + 4 : at + 4 + length]
+        at += 4 + length
+        if kind == 1:
+            wide = [struct.unpack_from("<Q", body, i)[0] for i in range(0, len(body) - len(body) % 8, 8)]
+            try:
+                numbers = [wide.pop(0) if narrow == _U32 else narrow for narrow in (size, packed, header)]
+            except IndexError:
+                break
+            return numbers[0], numbers[1], numbers[2]
+    raise BadZip(f"{name!r} has no zip64 field for its size")
+
+
+def _data_offset(descriptor: int, header: int, raw: bytes, method: int) -> int:
+    local = _pread(descriptor, _LOCAL.size + len(raw), header)
+    signature, _, _, packing, _, _, _, _, _, n, m = _LOCAL.unpack_from(local)
+    if signature != b"PK\3\4" or n != len(raw) or local[_LOCAL.size :] != raw or packing != method:
+        raise BadZip(f"{_name(raw)!r} is described differently by the directory and in its place")
+    return header + _LOCAL.size + n + m

@@ -1,0 +1,109 @@
+"""Torch's stacked pickles: `torch.save` before 1.6, or with `_use_new_zipfile_serialization=False`.
+
+Five pickles follow each other (magic number, protocol, system, the object, the storage keys), then
+each storage in the order of those keys: its number of elements in 8 bytes, and its bytes, always
+little-endian.  Source: `_legacy_save` and `_legacy_load` in `torch/serialization.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from ckptsurgeon.dtypes import DType
+from ckptsurgeon.errors import InputError, LimitError
+from ckptsurgeon.evaluate import read_exactly
+from ckptsurgeon.formats import _pickle
+from ckptsurgeon.formats._document import Document
+from ckptsurgeon.formats._pickle import BadPickle, Persistent, Truncated
+from ckptsurgeon.formats._tensors import Storage, builders, persistent_loader
+from ckptsurgeon.limits import Limits
+from ckptsurgeon.sources import File
+
+NAME = "torch-legacy"
+_MAGIC = 0x1950A86A20F9469CFC6C
+_PROTOCOL = 1001
+_WINDOW = 1 << 20
+
+
+def sniff(head: bytes) -> bool:
+    """Whether a file that begins like this holds torch's magic number."""
+    try:
+        return bool(_pickle.loads(head[:64])[0] == _MAGIC)
+    except (BadPickle, Persistent):
+        return False
+
+
+def read(file: File, descriptor: int, limits: Limits) -> Document:
+    """The object in the file; InputError when it is damaged."""
+    window = min(_WINDOW, file.size)
+    while True:
+        data = bytes(read_exactly(descriptor, window, 0, file.path))
+        try:
+            return Document(file.path, NAME, _parse(file, descriptor, data, limits))
+        except Truncated as error:
+            if window == file.size:
+                raise InputError(f"truncated: {error}", path=file.path) from None
+            if window >= limits.pickle_bytes:
+                raise LimitError(f"its pickle is over the limit of {limits.pickle_bytes} bytes", path=file.path) from None
+            window = min(window * 4, file.size, limits.pickle_bytes)
+        except (BadPickle, Persistent) as error:
+            raise InputError(f"damaged: {error}", path=file.path) from None
+
+
+def _parse(file: File, descriptor: int, data: bytes, limits: Limits) -> Any:
+    """Twice: once to learn which storages there are and where they begin, once with their places."""
+    _, at = _pickle.loads(data, limits=limits)
+    protocol, at = _pickle.loads(data, start=at, limits=limits)
+    if protocol != _PROTOCOL:
+        raise BadPickle(f"protocol {protocol!r} of torch's legacy format is not known")
+    _, start = _pickle.loads(data, start=at, limits=limits)
+    sizes: dict[str, tuple[int, DType]] = {}
+
+    def note(key: str, dtype: DType, elements: int, device: str) -> Storage:
+        known = sizes.setdefault(key, (elements, dtype))
+        if known[0] * known[1].itemsize != elements * dtype.itemsize:
+            raise Persistent(f"the storage {key!r} has {known[0]} elements in one place and {elements} in another")
+        return Storage(file, 0, elements * dtype.itemsize, dtype, device)
+
+    _, at = _load(data, start, note, limits)
+    keys, at = _pickle.loads(data, start=at, limits=limits)
+    offsets = _storages(file, descriptor, keys, at, sizes)
+
+    def place(key: str, dtype: DType, elements: int, device: str) -> Storage:
+        if key not in offsets:
+            raise Persistent(f"the storage {key!r} is missing from the file")
+        return Storage(file, offsets[key], elements * dtype.itemsize, dtype, device)
+
+    return _load(data, start, place, limits)[0]
+
+
+def _load(data: bytes, start: int, locate: Callable[[str, DType, int, str], Storage], limits: Limits) -> tuple[Any, int]:
+    return _pickle.loads(
+        data, start=start, builders=builders(limits), persistent=persistent_loader(locate), limits=limits
+    )
+
+
+def _storages(
+    file: File, descriptor: int, keys: Any, at: int, sizes: dict[str, tuple[int, DType]]
+) -> dict[str, int]:
+    """Where each storage's bytes begin, proven to fill the file to its end."""
+    if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys) or len(set(keys)) != len(keys):
+        raise BadPickle("the list of storages is damaged")
+    offsets: dict[str, int] = {}
+    for key in keys:
+        if key not in sizes:
+            raise BadPickle(f"the storage {key!r} belongs to no tensor")
+        elements, dtype = sizes[key]
+        if at + 8 > file.size:
+            raise BadPickle(f"truncated: the file ends before the storage {key!r}")
+        written = int.from_bytes(read_exactly(descriptor, 8, at, file.path), "little", signed=True)
+        if written != elements:
+            raise BadPickle(f"the storage {key!r} has {written} elements, the pickle says {elements}")
+        offsets[key] = at + 8
+        at += 8 + elements * dtype.itemsize
+        if at > file.size:
+            raise BadPickle(f"truncated: the storage {key!r} ends at byte {at}, the file at {file.size}")
+    if at != file.size:
+        raise BadPickle(f"{file.size - at} bytes follow the last storage")
+    return offsets

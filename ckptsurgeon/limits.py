@@ -1,0 +1,33 @@
+"""What a file may ask for before it is refused: one frozen value, given to every reader.
+
+Real checkpoints stay far below; a file that meets a limit is damaged or hostile.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Bounds that readers keep. Sizes are bytes, the rest are counts."""
+
+    safetensors_header: int = 100_000_000
+    """The JSON header of a safetensors file (the format's own bound)."""
+    pickle_bytes: int = 2 << 30
+    """The pickle of a torch file, without its tensors."""
+    opcodes: int = 200_000_000
+    """Steps of one pickle."""
+    memo: int = 50_000_000
+    """Objects that one pickle remembers."""
+    archive_members: int = 20_000_000
+    """Members of one zip archive."""
+    dimensions: int = 64
+    """Dimensions of one tensor (torch's own bound)."""
+    depth: int = 1_000
+    """Nesting of containers in a file."""
+
+
+DEFAULT = Limits()
+BLOCK = 8 << 20
+"""Bytes that are read, changed and written at a time: tuning, not a limit."""

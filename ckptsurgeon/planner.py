@@ -1,0 +1,430 @@
+"""Checkpoint + Recipe (+ Target) → Plan.  Pure: no byte is read.
+
+The rules run in order, each on the names that the one before it made.  With a target, policies
+then settle what the target does not know (unexpected), wants in another shape (mismatched) or
+does not get (missing); what no policy settles is a problem.  All problems are collected.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from difflib import get_close_matches
+from math import prod
+from typing import TYPE_CHECKING, Literal
+
+from ckptsurgeon import wrappers
+from ckptsurgeon.checkpoint import Checkpoint, Target, Versions
+from ckptsurgeon.dtypes import DType
+from ckptsurgeon.errors import PlanError, Problem, UsageError
+from ckptsurgeon.ops import Match, OperationError, reshaped
+from ckptsurgeon.rules import Recipe, Rule, parse, render
+from ckptsurgeon.sources import Apply
+from ckptsurgeon.tensor import TensorRef, TensorSpec
+
+if TYPE_CHECKING:
+    import torch
+
+Unexpected = Literal["error", "drop", "keep"]
+Mismatched = Literal["error", "drop", "reshape", "overlap"]
+Missing = Literal["error", "init", "skip"]
+
+
+@dataclass(frozen=True)
+class Policies:
+    """What settles the differences between the result of the rules and the target.
+
+    None stands for `error`, or with `fit` for what `--fit` stands for: unexpected keys dropped,
+    size-1 reshapes done, every other mismatch dropped, missing keys initialised, and the wrappers
+    around names taken off.
+    """
+
+    unexpected: Unexpected | None = None
+    mismatched: Mismatched | None = None
+    missing: Missing | None = None
+    fit: bool = False
+
+    def settled(self) -> tuple[Unexpected, Mismatched, Missing]:
+        """The three policies with their defaults filled in."""
+        usual: tuple[Unexpected, Mismatched, Missing] = (
+            ("drop", "reshape", "init") if self.fit else ("error", "error", "error")
+        )
+        return self.unexpected or usual[0], self.mismatched or usual[1], self.missing or usual[2]
+
+    @property
+    def any(self) -> bool:
+        """Whether any of them was asked for."""
+        return self.fit or bool(self.unexpected or self.mismatched or self.missing)
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one rule or policy did: the names it took and the names it made from them."""
+
+    rule: str
+    edges: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...]
+    by: Literal["rule", "fit", "policy"] = "rule"
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The result, which is an ordinary Checkpoint, and how it came about.
+
+    `dropped`, `missing` and `mismatched` map a key to what was done about it and why;
+    `problems` are all reasons not to carry the plan out.
+    """
+
+    source: Checkpoint
+    target: Target | None
+    result: Checkpoint
+    steps: tuple[Step, ...]
+    dropped: Mapping[str, str] = field(default_factory=dict)
+    missing: Mapping[str, str] = field(default_factory=dict)
+    mismatched: Mapping[str, str] = field(default_factory=dict)
+    kept: tuple[str, ...] = ()
+    initialised: tuple[str, ...] = ()
+    problems: tuple[Problem, ...] = ()
+
+    @property
+    def ok(self) -> bool:
+        """Whether the plan may be carried out."""
+        return not self.problems
+
+    def check(self) -> Plan:
+        """This plan; PlanError with every problem when there are any."""
+        if self.problems:
+            raise PlanError(self.problems)
+        return self
+
+
+@dataclass(frozen=True, slots=True)
+class Overlap:
+    """The part that two tensors of one rank share comes from the first, the rest from the second."""
+
+    elementwise: bool = False
+    moves_only: bool = False
+
+    def run(self, inputs: Sequence[torch.Tensor]) -> torch.Tensor:
+        loaded, initial = inputs
+        region = tuple(slice(0, min(a, b)) for a, b in zip(loaded.shape, initial.shape, strict=True))
+        out = initial.to(loaded.dtype).clone()
+        out[region] = loaded[region]
+        return out
+
+
+def apply_rules(source: Checkpoint, recipe: Recipe, target: Target | None, allow_unused: bool = False) -> Plan:
+    """The rules alone: the target is only what `when=target` looks at."""
+    work = _Work(source, target, allow_unused)
+    for rule in recipe.rules:
+        work.apply(rule)
+    return work.finish()
+
+
+def plan(
+    source: Checkpoint,
+    recipe: Recipe,
+    target: Target | None = None,
+    policies: Policies = Policies(),
+    *,
+    dtype: DType | None = None,
+    seed: int = 0,
+    allow_unused: bool = False,
+) -> Plan:
+    """Plan a surgery; every problem is in `.problems`.
+
+    `dtype` casts the floating tensors of the result; `seed` starts the initialisation of missing
+    tensors; `allow_unused` tolerates rules that match nothing.  UsageError when policies are given
+    without a target.
+    """
+    if target is None and policies.any:
+        raise UsageError("--fit, --unexpected, --mismatched and --missing compare with a target: name one with --to")
+    if dtype is not None and (dtype.kind != "float" or dtype.bits < 8):
+        raise UsageError(f"--dtype takes a floating dtype that torch computes, not {dtype}")
+    work = _Work(source, target, allow_unused)
+    for rule in recipe.rules:
+        work.apply(rule)
+    if target is not None:
+        if policies.fit:
+            for rule in wrappers.find(list(work.refs), target.entries).rules:
+                work.apply(rule, by="fit")
+        work.settle(target, policies, seed)
+    if dtype is not None:
+        cast = parse(render("cast", {"pattern": ".|^$", "dtype": dtype.name}))
+        if work.refs:
+            work.apply(cast, by="policy")
+    return work.finish()
+
+
+class _Work:
+    """The state of a plan that is being made."""
+
+    def __init__(self, source: Checkpoint, target: Target | None, allow_unused: bool) -> None:
+        self.source, self.target, self.allow_unused = source, target, allow_unused
+        self.refs: dict[str, TensorRef] = dict(source.tensors)
+        self.origin: dict[str, str] = {key: key for key in source}
+        self.steps: list[Step] = []
+        self.problems: list[Problem] = []
+        self.dropped: dict[str, str] = {}
+        self.missing: dict[str, str] = {}
+        self.mismatched: dict[str, str] = {}
+        self.kept: list[str] = []
+        self.initialised: list[str] = []
+
+    # -- rules -------------------------------------------------------------------------------
+
+    def apply(self, rule: Rule, by: Literal["rule", "fit", "policy"] = "rule") -> None:
+        try:
+            matches = list(rule.operation.match(rule.args, list(self.refs), self.target))
+        except OperationError as error:
+            self.problems.append(_about(rule, str(error), "template" if "template" in rule.args else None))
+            return
+        used = [match for match in matches if match.refused is None]
+        if not used:
+            if not self.allow_unused and by == "rule":
+                self.problems.append(_unused(rule, matches, list(self.refs)))
+            return
+        made = self._made(rule, used)
+        self._place(rule, made)
+        changed = [(m.inputs, m.outputs) for m, outs in made if m.inputs != m.outputs or self._changed(m, outs)]
+        self.steps.append(Step(rule.text, tuple(changed), by, rule.note))
+
+    def _changed(self, match: Match, outs: tuple[TensorRef, ...]) -> bool:
+        return any(self.before.get(name) is not ref for name, ref in zip(match.outputs, outs, strict=True))
+
+    def _made(self, rule: Rule, matches: list[Match]) -> list[tuple[Match, tuple[TensorRef, ...]]]:
+        made: list[tuple[Match, tuple[TensorRef, ...]]] = []
+        for match in matches:
+            refs = tuple(self.refs[name] for name in match.inputs)
+            if not match.outputs:
+                made.append((match, ()))
+                continue
+            try:
+                specs = rule.operation.shape(rule.args, tuple(ref.spec for ref in refs))
+            except OperationError as error:
+                self.problems.append(replace(_about(rule, f"{match.inputs[0]!r}: {error}"), key=match.inputs[0], kind="shape"))
+                continue
+            made.append((match, rule.operation.build(rule.args, refs, specs, match.outputs)))
+        return made
+
+    def _place(self, rule: Rule, made: list[tuple[Match, tuple[TensorRef, ...]]]) -> None:
+        """Put the outputs where the inputs were; a doubled name is a problem that names both makers."""
+        self.before = dict(self.refs)
+        at = {match.inputs[0]: (match, refs) for match, refs in made}
+        gone = {name for match, _ in made if not match.keep for name in match.inputs}
+        placed: dict[str, TensorRef] = {}
+        origin: dict[str, str] = {}
+
+        def put(name: str, ref: TensorRef, source: str) -> None:
+            if name in placed:
+                first = origin[name]
+                text = f"two tensors would be named {name!r}: {first!r} and {source!r}"
+                self.problems.append(replace(_about(rule, text), key=name, kind="collision"))
+            elif not name:
+                text = f"{source!r} would have the empty name"
+                self.problems.append(replace(_about(rule, text), key=source, kind="collision"))
+            else:
+                placed[name], origin[name] = ref, self.origin.get(source, source)
+
+        for key, ref in self.refs.items():
+            if key not in gone:
+                put(key, ref, key)
+            if key in at:
+                match, refs = at[key]
+                for name, new in zip(match.outputs, refs, strict=True):
+                    put(name, new, key)
+                if not match.outputs:
+                    self.dropped[key] = f"rule `{rule.text}`"
+        self.refs, self.origin = placed, origin
+
+    # -- the target --------------------------------------------------------------------------
+
+    def settle(self, target: Target, policies: Policies, seed: int) -> None:
+        unexpected, mismatched, missing = policies.settled()
+        self._unexpected(target, unexpected)
+        self._mismatched(target, mismatched, policies.fit and policies.mismatched is None, missing, seed)
+        self._missing(target, missing, seed)
+        self._order(target)
+
+    def _unexpected(self, target: Target, policy: Unexpected) -> None:
+        extra = [key for key in self.refs if key not in target.entries]
+        if policy == "keep":
+            self.kept = extra
+        elif policy == "drop":
+            for key in extra:
+                del self.refs[key]
+                self.dropped[key] = f"not a key of {target.label}"
+            self._policy("--unexpected drop", [((key,), ()) for key in extra])
+        else:
+            for key in extra:
+                near = get_close_matches(key, target.entries, 1, 0.8) if len(extra) <= 50 else []
+                hint = f" (nearest: {near[0]!r})" if near else ""
+                text = f"{key!r} is no key of {target.label}{hint}; rename or drop it, or use --unexpected drop|keep"
+                self.problems.append(Problem(text, key=key, kind="unexpected"))
+
+    def _mismatched(self, target: Target, policy: Mismatched, fit: bool, missing: Missing, seed: int) -> None:
+        done: dict[str, list[tuple[tuple[str, ...], tuple[str, ...]]]] = {}
+        for key, ref in list(self.refs.items()):
+            entry = target.entries.get(key)
+            if entry is None or entry.spec.shape == ref.shape:
+                continue
+            shapes = f"{list(ref.shape)} in the checkpoint, {list(entry.spec.shape)} in {target.label}"
+            if policy == "reshape" and only_ones_differ(ref.shape, entry.spec.shape):
+                self.refs[key] = reshaped(ref, entry.spec.shape)
+                self.mismatched[key] = f"reshaped: {shapes}"
+                done.setdefault("--mismatched reshape", []).append(((key,), (key,)))
+            elif policy == "overlap" and len(ref.shape) == len(entry.spec.shape):
+                self._overlap(target, key, ref, entry.spec, seed, shapes)
+                done.setdefault("--mismatched overlap", []).append(((key,), (key,)))
+            elif policy == "drop" or fit:
+                del self.refs[key]
+                self.dropped[key] = self.mismatched[key] = f"other shape: {shapes}"
+                done.setdefault("--mismatched drop", []).append(((key,), ()))
+            else:
+                self.problems.append(Problem(f"{key!r}: {shapes}{_way_out(policy)}", key=key, kind="shape"))
+        for name, edges in done.items():
+            self._policy(name, edges)
+
+    def _overlap(self, target: Target, key: str, ref: TensorRef, want: TensorSpec, seed: int, shapes: str) -> None:
+        initial = TensorRef(want, target.initial_source(key, seed))
+        made = TensorSpec(ref.dtype, want.shape)
+        self.refs[key] = TensorRef(made, Apply(Overlap(), (ref, initial)))
+        shared = prod(min(a, b) for a, b in zip(ref.shape, want.shape, strict=True))
+        percent = 100 * shared / want.numel if want.numel else 0
+        self.mismatched[key] = f"{shared} of {want.numel} elements copied ({percent:.1f} %), the rest initialised: {shapes}"
+
+    def _missing(self, target: Target, policy: Missing, seed: int) -> None:
+        absent = [key for key in target.entries if key not in self.refs]
+        lost = {problem.key for problem in self.problems if problem.kind in ("shape", "collision")}
+        for key in absent:
+            entry = target.entries[key]
+            why = self.mismatched.get(key, "not in the checkpoint")
+            shared = [name for group in target.ties if key in group for name in group if name in self.refs]
+            if shared:
+                why += f"; the target shares it with {shared[0]!r}, which is there"
+            if policy == "init":
+                self.refs[key] = TensorRef(entry.spec, target.initial_source(key, seed))
+                self.initialised.append(key)
+                self.missing[key] = f"initialised as {target.label} does ({why})"
+            elif policy == "skip":
+                self.missing[key] = f"left out ({why})"
+            elif key not in lost:
+                text = f"{key!r} {list(entry.spec.shape)} of {target.label} is missing ({why})"
+                self.problems.append(Problem(f"{text}; use --missing init|skip", key=key, kind="missing"))
+        if self.initialised:
+            self._policy("--missing init", [((), (key,)) for key in self.initialised])
+            self._retie(target)
+
+    def _retie(self, target: Target) -> None:
+        """A name that shares its parameter with a loaded one gets the loaded tensor, not a fresh one."""
+        fresh = set(self.initialised)
+        for group in target.ties:
+            loaded = [key for key in group if key in self.refs and key not in fresh]
+            for key in group if loaded else ():
+                if key in fresh:
+                    self.refs[key] = self.refs[loaded[0]]
+                    self.missing[key] = f"tied to {loaded[0]!r}, as in {target.label}"
+                    self.initialised.remove(key)
+
+    def _order(self, target: Target) -> None:
+        known = {key: self.refs[key] for key in target.entries if key in self.refs}
+        self.refs = {**known, **{key: ref for key, ref in self.refs.items() if key not in known}}
+
+    def _policy(self, name: str, edges: list[tuple[tuple[str, ...], tuple[str, ...]]]) -> None:
+        if edges:
+            self.steps.append(Step(name, tuple(edges), "policy"))
+
+    # -- the end -----------------------------------------------------------------------------
+
+    def finish(self) -> Plan:
+        pairs = [(self.origin[key], key) for key in self.refs if key in self.origin]
+        versions = renamed_versions(self.source.versions, list(self.source), pairs)
+        result = self.source.replace(tensors=self.refs, versions=versions)
+        return Plan(
+            self.source,
+            self.target,
+            result,
+            tuple(self.steps),
+            self.dropped,
+            self.missing,
+            self.mismatched,
+            tuple(self.kept),
+            tuple(self.initialised),
+            tuple(self.problems),
+        )
+
+
+def _about(rule: Rule, text: str, argument: str | None = None) -> Problem:
+    span = rule.spans.get(argument) if argument else None
+    return Problem(text, rule.text, span, kind="rule")
+
+
+def _unused(rule: Rule, matches: list[Match], keys: list[str]) -> Problem:
+    argument = "pattern" if "pattern" in rule.spans else "prefix"
+    if matches:
+        text = f"matches {len(matches)} keys, but makes no name of the target: {matches[0].refused}"
+        return replace(_about(rule, text, "template"), kind="unused")
+    wanted = rule.args.get("prefix") or rule.args["pattern"].pattern.replace("\\", "").strip("^$")
+    near = get_close_matches(wanted, keys[:2000], 3, 0.4) or keys[:3]
+    hint = f"; the nearest keys are {', '.join(map(repr, near))}" if near else "; the checkpoint has no keys"
+    text = f"{rule.operation.when_unused}{hint}"
+    return replace(_about(rule, text, argument), kind="unused")
+
+
+def _way_out(policy: Mismatched) -> str:
+    if policy == "reshape":
+        return "; more than dimensions of size 1 differ: use a rule, or --mismatched drop|overlap"
+    if policy == "overlap":
+        return "; the numbers of dimensions differ: use a rule, or --mismatched drop"
+    return "; use a rule, or --mismatched drop|reshape|overlap"
+
+
+def only_ones_differ(a: Iterable[int], b: Iterable[int]) -> bool:
+    """Whether two shapes are the same but for dimensions of size 1.
+
+    >>> only_ones_differ((64, 3, 1, 7, 7), (64, 3, 7, 7)), only_ones_differ((2, 3), (3, 2))
+    (True, False)
+    """
+    return [size for size in a if size != 1] == [size for size in b if size != 1]
+
+
+def renamed_versions(versions: Versions, before: Sequence[str], pairs: Sequence[tuple[str, str]]) -> Versions:
+    """torch's `_metadata`, with its module prefixes renamed as the keys were.
+
+    `before` are all keys of the source, `pairs` (old key, new key).  A key that was renamed tells
+    what became of every module around it, as far as the ends of the two names agree; modules
+    without tensors follow the module around them; modules that lost all their tensors go.
+    """
+    if not versions:
+        return {}
+    moved: dict[str, str] = {}
+    for old, new in pairs:
+        a, b = old.split("."), new.split(".")
+        while a and b and a[-1] == b[-1]:
+            a, b = a[:-1], b[:-1]
+            moved.setdefault(".".join(a), ".".join(b))
+            if not a or not b:
+                break
+    had = {key[:cut] for key in before for cut in _cuts(key)}
+    made: dict[str, Mapping[str, object]] = {}
+    for module, entry in versions.items():
+        if module in moved:
+            made.setdefault(moved[module], entry)
+        elif module not in had and (around := _around(module, moved)) is not None:
+            made.setdefault(around, entry)
+    return made
+
+
+def _cuts(key: str) -> list[int]:
+    return [0, *(at for at, char in enumerate(key) if char == ".")]
+
+
+def _around(module: str, moved: Mapping[str, str]) -> str | None:
+    """The new name of a module without tensors: its nearest renamed ancestor's, and the rest."""
+    at = len(module)
+    while at > 0:
+        at = max(module.rfind(".", 0, at), 0)
+        if module[:at] in moved:
+            parent, rest = moved[module[:at]], module[at:].lstrip(".")
+            return f"{parent}.{rest}" if parent else rest
+    return None

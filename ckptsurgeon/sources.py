@@ -1,0 +1,163 @@
+"""Where the bytes of a tensor are, or how they are made.
+
+`Source` is a closed union: `Extent` (in a file), `Pieces` (sources end to end), `Inline` (here),
+`Fill` (made by an initialiser), `Apply` (made by an operation from other tensors).  All are
+frozen and compare by value: two names whose sources are equal share their storage ("tied").
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, Protocol
+
+from ckptsurgeon.errors import InputError
+
+if TYPE_CHECKING:
+    import torch
+
+    from ckptsurgeon.tensor import TensorRef, TensorSpec
+
+
+@dataclass(frozen=True, slots=True)
+class File:
+    """A file as it was when it was opened, so that a later read notices a change.
+
+    `size` in bytes, `mtime` in nanoseconds.
+    """
+
+    path: str
+    size: int
+    mtime: int
+    inode: int
+
+    @classmethod
+    def of(cls, path: str, stat: os.stat_result) -> File:
+        return cls(path, stat.st_size, stat.st_mtime_ns, stat.st_ino)
+
+    def open(self) -> int:
+        """A read-only descriptor; InputError when the file is gone or is no longer the same."""
+        try:
+            descriptor = os.open(self.path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        except OSError as error:
+            raise InputError(f"cannot be read: {error.strerror}", path=self.path) from error
+        if File.of(self.path, os.fstat(descriptor)) != self:
+            os.close(descriptor)
+            raise InputError("changed since it was opened", path=self.path, hint="open it again")
+        return descriptor
+
+
+@dataclass(frozen=True, slots=True)
+class Deflate:
+    """A compressed zip member: `start` and `nbytes` of its compressed bytes in the file."""
+
+    start: int
+    nbytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Extent:
+    """Bytes in a file.
+
+    `offset` is the byte of the first element, `nbytes` the span up to the end of the last one.
+    `strides` are in elements; None means that the elements lie contiguous and in order.
+    With a `Deflate` codec, `offset` counts inside the inflated member.
+    """
+
+    file: File
+    offset: int
+    nbytes: int
+    strides: tuple[int, ...] | None = None
+    byteorder: Literal["little", "big"] = "little"
+    codec: Deflate | None = None
+
+    @property
+    def path(self) -> str:
+        return self.file.path
+
+
+@dataclass(frozen=True, slots=True)
+class Pieces:
+    """The bytes of several tensors, laid end to end."""
+
+    parts: tuple[TensorRef, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Inline:
+    """Bytes that are here: contiguous and little-endian."""
+
+    data: bytes
+
+
+class Initializer(Protocol):
+    """Makes the values of a new tensor."""
+
+    def make(self, spec: TensorSpec, seed: int) -> torch.Tensor: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Fill:
+    """Values made by an initialiser from a seed."""
+
+    init: Initializer
+    seed: int
+
+
+class Kernel(Protocol):
+    """What an operation does to values.
+
+    `elementwise` kernels make each output element from the input elements at the same place, so
+    that they can run block by block.  `moves_only` kernels change no byte at all: their output is
+    their first input, under another identity.
+    """
+
+    @property
+    def elementwise(self) -> bool: ...
+    @property
+    def moves_only(self) -> bool: ...
+    def run(self, inputs: Sequence[torch.Tensor]) -> torch.Tensor: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Apply:
+    """The result of an operation on other tensors."""
+
+    kernel: Kernel
+    inputs: tuple[TensorRef, ...]
+
+
+Source = Extent | Pieces | Inline | Fill | Apply
+
+
+def contiguous_strides(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The strides, in elements, of a contiguous tensor of `shape`.
+
+    >>> contiguous_strides((2, 3, 4))
+    (12, 4, 1)
+    """
+    strides, step = [], 1
+    for size in reversed(shape):
+        strides.append(step)
+        step *= size
+    return tuple(reversed(strides))
+
+
+def is_contiguous(shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:
+    """Whether elements lie in order without gaps; dimensions of size 1 never matter."""
+    step = 1
+    for size, stride in zip(reversed(shape), reversed(strides), strict=True):
+        if size == 1:
+            continue
+        if stride != step:
+            return False
+        step *= size
+    return True
+
+
+def span(shape: tuple[int, ...], strides: tuple[int, ...]) -> int:
+    """Elements from the first to the last one, both included; 0 when there are none."""
+    if 0 in shape:
+        return 0
+    return 1 + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))

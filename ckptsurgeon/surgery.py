@@ -1,0 +1,230 @@
+"""The verbs that put it together: open, plan, diff, save, remap, convert."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from ckptsurgeon import differ, formats, planner, stream, targets
+from ckptsurgeon.checkpoint import Checkpoint, Target
+from ckptsurgeon.differ import Diff
+from ckptsurgeon.dtypes import DType, parse_dtype
+from ckptsurgeon.errors import PlanError, UsageError
+from ckptsurgeon.formats import Document
+from ckptsurgeon.limits import DEFAULT, Limits
+from ckptsurgeon.planner import Mismatched, Missing, Plan, Policies, Unexpected
+from ckptsurgeon.rules import Recipe, Rule
+from ckptsurgeon.stream import Progress
+
+if TYPE_CHECKING:
+    import torch
+
+    Path = str | os.PathLike[str]
+    Source = Path | Checkpoint
+    Rules = Recipe | Iterable[str | Rule] | None
+    Like = Source | Target | torch.nn.Module
+
+
+def inspect(path: Path, *, limits: Limits = DEFAULT) -> Document:
+    """The whole object in a checkpoint file as inert data, with every state dict in it."""
+    return formats.inspect(path, limits)
+
+
+def open_checkpoint(path: Path, select: str | None = None, *, limits: Limits = DEFAULT) -> Checkpoint:
+    """Open a checkpoint; only headers are read, and nothing in the file is run.
+
+    `select` is the dotted path of the state dict inside the file's object (`.` for the root);
+    without it, it is found by structure.
+
+    Raises InputError when the file is damaged or of no known kind, AmbiguousError when several
+    state dicts could be meant, UsageError when `select` names nothing.
+    """
+    return formats.inspect(path, limits).checkpoint(select)
+
+
+def as_checkpoint(source: Source, select: str | None = None) -> Checkpoint:
+    """`source` itself when it is a Checkpoint, else the checkpoint at that path."""
+    return source if isinstance(source, Checkpoint) else open_checkpoint(source, select)
+
+
+def target_of(thing: Like) -> Target:
+    """What a checkpoint must fit: an `nn.Module`, a model spec, a path, a Checkpoint or a Target.
+
+    An existing path wins over a spec. Raises TargetError or InputError.
+    """
+    if isinstance(thing, str) and not targets.is_spec(thing) or isinstance(thing, os.PathLike):
+        return targets.of(open_checkpoint(thing))
+    return targets.of(thing)
+
+
+def diff(source: Source, target: Like, rules: Rules = None, *, select: str | None = None) -> Diff:
+    """A checkpoint (after `rules`, if any) against a model or another checkpoint; headers only.
+
+    Raises PlanError when a rule cannot be applied.
+    """
+    against = target_of(target)
+    recipe = Recipe.of(rules)
+    ckpt = as_checkpoint(source, select or recipe.select)
+    if recipe.rules:
+        ckpt = planner.apply_rules(ckpt, recipe, against).check().result
+    return differ.diff(ckpt, against)
+
+
+def plan(
+    source: Source,
+    rules: Rules = None,
+    to: Like | None = None,
+    *,
+    select: str | None = None,
+    unexpected: Unexpected | None = None,
+    mismatched: Mismatched | None = None,
+    missing: Missing | None = None,
+    fit: bool = False,
+    dtype: str | DType | None = None,
+    seed: int = 0,
+    allow_unused: bool = False,
+) -> Plan:
+    """Plan a surgery; nothing is read or written, and every problem is in `.problems`.
+
+    `to` is what the result must fit; the policies (`unexpected`, `mismatched`, `missing`, or
+    `fit` for all of them) settle what the rules leave open.  Raises RuleError for rules that
+    cannot be read, UsageError for policies without `to`.
+    """
+    recipe = Recipe.of(rules)
+    ckpt = as_checkpoint(source, select or recipe.select)
+    return planner.plan(
+        ckpt,
+        recipe,
+        None if to is None else target_of(to),
+        Policies(unexpected, mismatched, missing, fit),
+        dtype=as_dtype(dtype),
+        seed=seed,
+        allow_unused=allow_unused,
+    )
+
+
+def as_dtype(dtype: str | DType | None) -> DType | None:
+    """A dtype from any common spelling; UsageError when there is none of that name."""
+    if dtype is None or isinstance(dtype, DType):
+        return dtype
+    try:
+        return parse_dtype(str(dtype))
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+
+
+@dataclass(frozen=True)
+class Written:
+    """What was written: the file, its size in bytes, its format, how many tensors are in it, the
+    plan that made it, the extras that were to be kept and could not be, and warnings."""
+
+    path: str
+    nbytes: int
+    format: str
+    tensors: int
+    plan: Plan | None = None
+    lost: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+
+def save(
+    ckpt: Checkpoint,
+    path: Path,
+    *,
+    keep_extras: bool = False,
+    force: bool = False,
+    progress: Progress | None = None,
+) -> Written:
+    """Write a checkpoint; the format follows the suffix of `path`.
+
+    A `.pth` is the flat state dict, or with `keep_extras` the source's own object with the state
+    dict in its old place.  Raises OutputError when the file exists (without `force`) or cannot be
+    written, UsageError for an unknown suffix or extras that the format cannot hold, PlanError for
+    tensors that it cannot hold.
+    """
+    format = formats.writer_for(path)
+    problems = format.problems(ckpt)
+    if problems:
+        raise PlanError(problems)
+    laid_out, lost = formats.layout(ckpt, format, keep_extras)
+    nbytes = stream.write(laid_out, os.fspath(path), force=force, progress=progress)
+    return Written(os.fspath(path), nbytes, format.name, len(ckpt), None, tuple(lost))
+
+
+def carry_out(
+    made: Plan, output: Path, *, keep_extras: bool = False, force: bool = False, progress: Progress | None = None
+) -> Written:
+    """Write the result of a plan; PlanError when it has problems, else as `save`."""
+    written = save(made.check().result, output, keep_extras=keep_extras, force=force, progress=progress)
+    return replace(written, plan=made, warnings=tuple(_stale_optimizers(made)) if keep_extras else ())
+
+
+def _stale_optimizers(made: Plan) -> list[str]:
+    """Warnings about optimizer state that is kept while the parameters changed."""
+    before = [(key, ref.shape) for key, ref in made.source.items()]
+    after = [(key, ref.shape) for key, ref in made.result.items()]
+    if before == after:
+        return []
+    if [shape for _, shape in before] == [shape for _, shape in after]:
+        why = "parameters were renamed; it counts them by position, so it fits a model that lists them in the same order"
+    else:
+        why = "the parameters changed; it may no longer fit them"
+    return [f"the optimizer state at {name!r} is kept as it was, and {why}" for name in formats.optimizers(made.source.extras)]
+
+
+def remap(
+    source: Source,
+    output: Path,
+    rules: Rules = None,
+    to: Like | None = None,
+    *,
+    select: str | None = None,
+    unexpected: Unexpected | None = None,
+    mismatched: Mismatched | None = None,
+    missing: Missing | None = None,
+    fit: bool = False,
+    dtype: str | DType | None = None,
+    seed: int = 0,
+    keep_extras: bool = False,
+    allow_unused: bool = False,
+    force: bool = False,
+    progress: Progress | None = None,
+) -> Written:
+    """Open, plan and write in one call; see `plan` and `save`.
+
+    The output is checked before a model is built.  Raises PlanError with all problems, and then
+    nothing is written.
+    """
+    recipe = Recipe.of(rules)
+    ckpt = as_checkpoint(source, select or recipe.select)
+    formats.check_extras(ckpt.extras if keep_extras else None, formats.writer_for(output))
+    stream.check(os.fspath(output), force)
+    made = plan(
+        ckpt,
+        recipe,
+        to,
+        unexpected=unexpected,
+        mismatched=mismatched,
+        missing=missing,
+        fit=fit,
+        dtype=dtype,
+        seed=seed,
+        allow_unused=allow_unused,
+    )
+    return carry_out(made, output, keep_extras=keep_extras, force=force, progress=progress)
+
+
+def convert(
+    source: Source,
+    output: Path,
+    *,
+    select: str | None = None,
+    dtype: str | DType | None = None,
+    keep_extras: bool = False,
+    force: bool = False,
+    progress: Progress | None = None,
+) -> Written:
+    """Write a checkpoint in another format or dtype: a remap without rules."""
+    return remap(source, output, select=select, dtype=dtype, keep_extras=keep_extras, force=force, progress=progress)

@@ -1,0 +1,29 @@
+"""What a checkpoint must fit: a live module, a model named in words, or another checkpoint."""
+
+from __future__ import annotations
+
+import os
+
+from ckptsurgeon.checkpoint import Checkpoint, Target
+from ckptsurgeon.targets import checkpoint, module, spec
+
+__all__ = ["checkpoint", "is_spec", "module", "of", "spec"]
+
+
+def is_spec(name: str) -> bool:
+    """Whether `name` is a model spec: it has a `:` behind a source, and no such path exists."""
+    return not os.path.exists(name) and spec.looks_like(name)
+
+
+def of(thing: object) -> Target:
+    """The target that `thing` is: a Target, a Checkpoint, an `nn.Module`, or a model spec.
+
+    Paths of checkpoints are opened by the caller. Raises TargetError.
+    """
+    if isinstance(thing, Target):
+        return thing
+    if isinstance(thing, Checkpoint):
+        return checkpoint.target(thing)
+    if isinstance(thing, str):
+        return spec.target(thing)
+    return module.target(thing)

@@ -1,0 +1,86 @@
+"""An `nn.Module` as a target: keys, specs, roles, module types and ties of its state dict."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from ckptsurgeon.checkpoint import Target, TargetEntry
+from ckptsurgeon.dtypes import DTYPES
+from ckptsurgeon.errors import TargetError
+from ckptsurgeon.sources import Fill, Source
+from ckptsurgeon.tensor import TensorSpec
+
+if TYPE_CHECKING:
+    import torch
+
+
+def target(thing: Any, label: str | None = None, build: Callable[[int], torch.nn.Module] | None = None) -> Target:
+    """The target that `thing`, an `nn.Module`, is.
+
+    `build(seed)` makes a module with real values, for keys that are initialised as the model
+    does; without it the values are those that `thing` has.  TargetError for anything else.
+    """
+    import torch
+
+    if not isinstance(thing, torch.nn.Module):
+        raise TargetError(f"a target is an nn.Module, a model spec or a checkpoint, not {type(thing).__name__}")
+    label = label or f"the {type(thing).__name__}"
+    values = {key: value for key, value in thing.state_dict(keep_vars=True).items() if isinstance(value, torch.Tensor)}
+    owners = {name: type(owner).__name__ for name, owner in thing.named_modules()}
+    entries: dict[str, TargetEntry] = {}
+    shared: dict[int, list[str]] = {}
+    for key, value in values.items():
+        name = str(value.dtype).removeprefix("torch.")
+        if name not in DTYPES:
+            raise TargetError(f"{label}: {key!r} has the dtype {name}, which checkpoints cannot hold")
+        role: Any = "parameter" if isinstance(value, torch.nn.Parameter) else "buffer"
+        entries[key] = TargetEntry(TensorSpec(DTYPES[name], tuple(value.shape)), role, _owner(key, owners))
+        shared.setdefault(id(value), []).append(key)
+    ties = tuple(tuple(group) for group in shared.values() if len(group) > 1)
+    initial = _Values(label, (lambda seed: thing) if build is None else build)
+    return Target(label, entries, True, ties, initial)
+
+
+def _owner(key: str, owners: dict[str, str]) -> str:
+    """The type of the innermost module whose name begins the key."""
+    prefix = key
+    while prefix:
+        prefix = prefix.rpartition(".")[0]
+        if prefix in owners:
+            return owners[prefix]
+    return owners.get("", "")
+
+
+@dataclass(frozen=True, eq=False)
+class _Values:
+    """The values that a model itself would begin with."""
+
+    label: str
+    build: Callable[[int], torch.nn.Module]
+
+    @cached_property
+    def _built(self) -> dict[int, dict[str, torch.Tensor]]:
+        return {}
+
+    def source(self, key: str, seed: int) -> Source:
+        return Fill(_Value(self, key), seed)
+
+    def value(self, key: str, seed: int) -> torch.Tensor:
+        if seed not in self._built:
+            self._built[seed] = dict(self.build(seed).state_dict())
+        value = self._built[seed][key]
+        if value.is_meta:
+            raise TargetError(f"{self.label} is on the meta device and has no values to initialise {key!r} with")
+        return value
+
+
+@dataclass(frozen=True)
+class _Value:
+    values: _Values
+    key: str
+
+    def make(self, spec: TensorSpec, seed: int) -> torch.Tensor:
+        return self.values.value(self.key, seed)

@@ -1,0 +1,99 @@
+"""`TensorSpec` (dtype and shape) and `TensorRef` (spec and source).
+
+Plans are made on specs alone; `TensorRef.read` and `TensorRef.blocks` are where bytes are touched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from math import prod
+from typing import TYPE_CHECKING
+
+from ckptsurgeon import evaluate
+from ckptsurgeon.dtypes import DType
+from ckptsurgeon.limits import BLOCK
+from ckptsurgeon.sources import Apply, Extent, Source
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """What a tensor is, without its values: element type and shape."""
+
+    dtype: DType
+    shape: tuple[int, ...]
+
+    @property
+    def numel(self) -> int:
+        """The number of elements."""
+        return prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes of the contiguous tensor."""
+        return self.dtype.nbytes(self.shape)
+
+    def __str__(self) -> str:
+        return f"{self.dtype.name} {list(self.shape)}"
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """How the tensor lay in its file: the device it was saved from, the bytes of its whole
+    storage (of which it may be a small view), and whether it was an `nn.Parameter`."""
+
+    device: str
+    nbytes: int
+    parameter: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class TensorRef:
+    """A tensor that has not been read: its spec and where its bytes are."""
+
+    spec: TensorSpec
+    source: Source
+    stored: Stored | None = field(default=None, compare=False)
+
+    @property
+    def dtype(self) -> DType:
+        return self.spec.dtype
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.spec.shape
+
+    @property
+    def numel(self) -> int:
+        return self.spec.numel
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes of the contiguous tensor; no disk is touched."""
+        return self.spec.nbytes
+
+    @property
+    def tie(self) -> Source | None:
+        """What names that share this storage have in common; None where nothing can be shared."""
+        return self.source if isinstance(self.source, Extent | Apply) and self.nbytes else None
+
+    def blocks(self, size: int = BLOCK) -> Iterator[memoryview]:
+        """The contiguous little-endian bytes, at most about `size` at a time where that is possible."""
+        return evaluate.blocks(self, size)
+
+    def read(self) -> torch.Tensor:
+        """The values as a contiguous `torch.Tensor` of `.shape` on the CPU.
+
+        Raises InputError when the file is gone, shorter than it was, or no longer the same.
+        """
+        buffer, at = bytearray(self.nbytes), 0
+        for block in self.blocks():
+            buffer[at : at + len(block)] = block
+            at += len(block)
+        return evaluate.to_torch(buffer, self.spec)
+
+    def __repr__(self) -> str:
+        return f"TensorRef({self.spec})"
