@@ -305,9 +305,9 @@ class _Work:
             if policy == "init":
                 self.refs[key] = TensorRef(entry.spec, target.initial_source(key, seed))
                 self.initialised.append(key)
-                self.missing[key] = f"initialised as {target.label} does ({why})"
+                self.missing[key] = f"initialised as {target.label} does"
             elif policy == "skip":
-                self.missing[key] = f"left out ({why})"
+                self.missing[key] = "left out"
             elif key not in lost:
                 text = f"{key!r} {list(entry.spec.shape)} of {target.label} is missing ({why})"
                 self.problems.append(Problem(f"{text}; use --missing init|skip", key=key, kind="missing"))

@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypedDict, Unpack
 
 from ckptsurgeon import differ, formats, planner, stream, targets
+from ckptsurgeon import stats as statistics
 from ckptsurgeon.checkpoint import Checkpoint, Target
 from ckptsurgeon.differ import Diff
 from ckptsurgeon.dtypes import DType, parse_dtype
@@ -16,6 +17,7 @@ from ckptsurgeon.formats import Document
 from ckptsurgeon.limits import DEFAULT, Limits
 from ckptsurgeon.planner import Mismatched, Missing, Plan, Policies, Unexpected
 from ckptsurgeon.rules import Recipe, Rule
+from ckptsurgeon.stats import Stats
 from ckptsurgeon.stream import Progress
 
 if TYPE_CHECKING:
@@ -72,6 +74,18 @@ def diff(source: Source, target: Like, rules: Rules = None, *, select: str | Non
     return differ.diff(ckpt, against)
 
 
+class PlanOptions(TypedDict, total=False):
+    """The options of `plan`, which every verb that plans takes too."""
+
+    unexpected: Unexpected | None
+    mismatched: Mismatched | None
+    missing: Missing | None
+    fit: bool
+    dtype: str | DType | None
+    seed: int
+    allow_unused: bool
+
+
 def plan(
     source: Source,
     rules: Rules = None,
@@ -86,11 +100,17 @@ def plan(
     seed: int = 0,
     allow_unused: bool = False,
 ) -> Plan:
-    """Plan a surgery; nothing is read or written, and every problem is in `.problems`.
+    """Plan a surgery; no tensor is read, nothing is written, and every problem is in `.problems`.
 
-    `to` is what the result must fit; the policies (`unexpected`, `mismatched`, `missing`, or
-    `fit` for all of them) settle what the rules leave open.  Raises RuleError for rules that
-    cannot be read, UsageError for policies without `to`.
+    `to` is what the result must fit: a model, a model spec or a checkpoint.  What the rules leave
+    open is settled by policies: `unexpected` keys are an "error", or "drop" or "keep" them;
+    `mismatched` shapes are an "error", "drop" (then they are missing), "reshape" (dimensions of
+    size 1) or "overlap" (copy what both have, initialise the rest); `missing` keys are an "error",
+    "init" (as the model does, from `seed`) or "skip".  `fit` stands for drop, reshape and init, takes
+    wrappers such as `module.` off the names, and drops what still has another shape.  `dtype`
+    casts the floating tensors of the result; `allow_unused` tolerates rules that match nothing.
+
+    Raises RuleError for rules that cannot be read, UsageError for policies without `to`.
     """
     recipe = Recipe.of(rules)
     ckpt = as_checkpoint(source, select or recipe.select)
@@ -174,6 +194,29 @@ def _stale_optimizers(made: Plan) -> list[str]:
     return [f"the optimizer state at {name!r} is kept as it was, and {why}" for name in formats.optimizers(made.source.extras)]
 
 
+def prepare(
+    source: Source,
+    output: Path | None,
+    rules: Rules = None,
+    to: Like | None = None,
+    *,
+    select: str | None = None,
+    keep_extras: bool = False,
+    force: bool = False,
+    **how: Unpack[PlanOptions],
+) -> Plan:
+    """The plan of a remap, after a check that `output` may be written at all.
+
+    The check comes first: it costs nothing, and building a model may take long.
+    """
+    recipe = Recipe.of(rules)
+    ckpt = as_checkpoint(source, select or recipe.select)
+    if output is not None:
+        formats.check_extras(ckpt.extras if keep_extras else None, formats.writer_for(output))
+        stream.check(os.fspath(output), force)
+    return plan(ckpt, recipe, to, **how)
+
+
 def remap(
     source: Source,
     output: Path,
@@ -181,38 +224,16 @@ def remap(
     to: Like | None = None,
     *,
     select: str | None = None,
-    unexpected: Unexpected | None = None,
-    mismatched: Mismatched | None = None,
-    missing: Missing | None = None,
-    fit: bool = False,
-    dtype: str | DType | None = None,
-    seed: int = 0,
     keep_extras: bool = False,
-    allow_unused: bool = False,
     force: bool = False,
     progress: Progress | None = None,
+    **how: Unpack[PlanOptions],
 ) -> Written:
-    """Open, plan and write in one call; see `plan` and `save`.
+    """Open, plan and write in one call; see `plan` (for the other options) and `save`.
 
-    The output is checked before a model is built.  Raises PlanError with all problems, and then
-    nothing is written.
+    Raises PlanError with all problems, and then nothing is written.
     """
-    recipe = Recipe.of(rules)
-    ckpt = as_checkpoint(source, select or recipe.select)
-    formats.check_extras(ckpt.extras if keep_extras else None, formats.writer_for(output))
-    stream.check(os.fspath(output), force)
-    made = plan(
-        ckpt,
-        recipe,
-        to,
-        unexpected=unexpected,
-        mismatched=mismatched,
-        missing=missing,
-        fit=fit,
-        dtype=dtype,
-        seed=seed,
-        allow_unused=allow_unused,
-    )
+    made = prepare(source, output, rules, to, select=select, keep_extras=keep_extras, force=force, **how)
     return carry_out(made, output, keep_extras=keep_extras, force=force, progress=progress)
 
 
@@ -228,3 +249,14 @@ def convert(
 ) -> Written:
     """Write a checkpoint in another format or dtype: a remap without rules."""
     return remap(source, output, select=select, dtype=dtype, keep_extras=keep_extras, force=force, progress=progress)
+
+
+def recipe(path: Path | None, rules: Iterable[str | Rule] | None) -> Recipe:
+    """The rules of a recipe file (if any), then `rules`."""
+    kept = Recipe() if path is None else Recipe.load(path)
+    return kept + Recipe.of(rules)
+
+
+def stats(ckpt: Checkpoint, keys: Iterable[str]) -> dict[str, Stats]:
+    """The figures of the values of some tensors; their bytes are read."""
+    return {key: statistics.of(ckpt[key]) for key in keys}

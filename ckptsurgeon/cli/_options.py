@@ -1,0 +1,52 @@
+"""Options that several commands share, declared once."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+class Unexpected(StrEnum):
+    """What to do with keys that the target does not have."""
+
+    error = "error"
+    drop = "drop"
+    keep = "keep"
+
+
+class Mismatched(StrEnum):
+    """What to do with keys whose shape differs."""
+
+    error = "error"
+    drop = "drop"
+    reshape = "reshape"
+    overlap = "overlap"
+
+
+class Missing(StrEnum):
+    """What to do with keys that the checkpoint does not have."""
+
+    error = "error"
+    init = "init"
+    skip = "skip"
+
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else there.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print no results and no notes, only errors.")]
+Select = Annotated[
+    str | None, typer.Option(metavar="PATH", help="The state dict to take, as `model.state_dict` or `0.ema`; `.` is the root.")
+]
+Rules = Annotated[
+    list[str] | None, typer.Option("--rule", metavar="RULE", help="A rule, such as 'strip module.'; may be repeated, in order.")
+]
+RecipeFile = Annotated[Path | None, typer.Option("--recipe", metavar="FILE", help="A YAML file of rules; they run before --rule.")]
+Dtype = Annotated[
+    str | None, typer.Option(metavar="D", help="Cast floating tensors to this dtype (bf16, float16, …); never integers.")
+]
+KeepExtras = Annotated[
+    bool, typer.Option("--keep-extras", help="Keep the rest of the file (epoch, optimizer …), in a .pth, .pt, .bin or .ckpt.")
+]
+Force = Annotated[bool, typer.Option("--force", help="Replace the output if it exists.")]

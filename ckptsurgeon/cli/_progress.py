@@ -1,0 +1,47 @@
+"""A progress bar on a terminal, for anything that takes longer than a second."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+
+_PATIENCE = 1.0
+
+
+@contextlib.contextmanager
+def bar(words: str, shown: bool) -> Iterator[Callable[[int, int], None] | None]:
+    """A callback for bytes done and bytes in all; None where no progress is to be shown."""
+    if not shown:
+        yield None
+        return
+    began = time.monotonic()
+    with contextlib.ExitStack() as stack:
+        update: Callable[[int, int], None] | None = None
+
+        def report(done: int, total: int) -> None:
+            nonlocal update
+            if update is None and time.monotonic() - began > _PATIENCE:
+                update = _begin(stack, words)
+            if update is not None:
+                update(done, total)
+
+        yield report
+
+
+def _begin(stack: contextlib.ExitStack, words: str) -> Callable[[int, int], None]:
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+    drawn = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(binary_units=True),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+        transient=True,
+    )
+    stack.enter_context(drawn)
+    task = drawn.add_task(words)
+    return lambda done, total: drawn.update(task, completed=done, total=total)

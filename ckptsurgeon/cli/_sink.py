@@ -1,0 +1,79 @@
+"""Where everything that a command says goes, and how failures become exit codes."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import os
+import sys
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import typer
+
+from ckptsurgeon.errors import MOST_SHOWN, CkptError, PlanError, Problem, RuleError
+
+NO, BAD = 1, 2
+_PIPE_CLOSED = 141
+_F = TypeVar("_F", bound=Callable[..., None])
+
+
+class Sink:
+    """Results to stdout, as text or as one JSON object; notes to stderr; nothing when quiet."""
+
+    def __init__(self, as_json: bool, quiet: bool) -> None:
+        self.as_json, self.quiet = as_json, quiet
+
+    def result(self, text: Callable[[], str], data: Callable[[], dict[str, Any]]) -> None:
+        """The one result of a command, in the form that was asked for."""
+        if self.as_json:
+            typer.echo(json.dumps(data(), indent=2, ensure_ascii=True))
+        elif not self.quiet:
+            typer.echo(_encodable(text()))
+
+    def note(self, text: str) -> None:
+        """Something worth knowing that is no result."""
+        if not self.quiet:
+            typer.echo(f"ckpt: {_encodable(text)}", err=True)
+
+    @property
+    def shows_progress(self) -> bool:
+        return not self.quiet and not self.as_json and sys.stderr.isatty()
+
+
+def _encodable(text: str) -> str:
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    return text.encode(encoding, "backslashreplace").decode(encoding)
+
+
+def problems(found: tuple[Problem, ...]) -> None:
+    """Problems on stderr: at most ten, then a count."""
+    from ckptsurgeon.report._text import shown
+
+    for problem in found[:MOST_SHOWN]:
+        lines = [shown(line) for line in str(problem).split("\n")]
+        typer.echo(_encodable("ckpt: error: " + "\n".join(lines)), err=True)
+    if len(found) > MOST_SHOWN:
+        typer.echo(f"ckpt: error: … and {len(found) - MOST_SHOWN} more problems", err=True)
+
+
+def failing(command: _F) -> _F:
+    """A command whose errors become `ckpt: error: …` and an exit code; bugs keep their traceback."""
+
+    @functools.wraps(command)
+    def run(*args: Any, **kwargs: Any) -> None:
+        try:
+            command(*args, **kwargs)
+        except (PlanError, RuleError) as error:
+            problems(error.problems)
+            raise typer.Exit(NO if isinstance(error, PlanError) else BAD) from None
+        except CkptError as error:
+            problems((Problem(str(error)),))
+            raise typer.Exit(BAD) from None
+        except BrokenPipeError:
+            with contextlib.suppress(OSError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise typer.Exit(_PIPE_CLOSED) from None
+
+    return run  # type: ignore[return-value]

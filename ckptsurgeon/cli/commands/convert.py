@@ -1,0 +1,39 @@
+"""`ckpt convert`: the same tensors in another format or dtype."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ckptsurgeon.cli._options import Dtype, Force, Json, KeepExtras, Quiet, Select
+from ckptsurgeon.cli._progress import bar
+from ckptsurgeon.cli._sink import Sink, failing
+
+
+@failing
+def convert(
+    source: Annotated[Path, typer.Argument(metavar="IN", help="A checkpoint; its kind is found by its content.")],
+    output: Annotated[Path, typer.Argument(metavar="OUT", help="The file to write: .safetensors, .pth, .pt, .bin or .ckpt.")],
+    dtype: Dtype = None,
+    keep_extras: KeepExtras = False,
+    force: Force = False,
+    select: Select = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Write a checkpoint in another format or dtype, with every tensor of its state dict."""
+    from ckptsurgeon import surgery
+    from ckptsurgeon.report import planned
+
+    sink = Sink(as_json, quiet)
+    with bar(f"writing {output.name}", sink.shows_progress) as progress:
+        written = surgery.convert(
+            source, output, select=select, dtype=dtype, keep_extras=keep_extras, force=force, progress=progress
+        )
+    for warning in written.warnings:
+        sink.note(f"warning: {warning}")
+    plan = written.plan
+    assert plan is not None
+    sink.result(lambda: planned.text(plan, written, keep_extras), lambda: planned.data(plan, written))

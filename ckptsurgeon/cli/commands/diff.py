@@ -1,0 +1,41 @@
+"""`ckpt diff`: a checkpoint against a model or another checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ckptsurgeon.cli._options import Json, Quiet, RecipeFile, Rules, Select
+from ckptsurgeon.cli._sink import NO, Sink, failing
+
+
+@failing
+def diff(
+    a: Annotated[Path, typer.Argument(metavar="A", help="A checkpoint.")],
+    b: Annotated[str, typer.Argument(metavar="B|MODEL", help="Another checkpoint, or a model: torchvision:resnet18,num_classes=10")],
+    rule: Rules = None,
+    recipe: RecipeFile = None,
+    min_coverage: Annotated[
+        float | None,
+        typer.Option(min=0.0, max=1.0, metavar="X", help="Exit 0 when at least this share (0 to 1) of B's tensors and elements is matched."),
+    ] = None,
+    select: Select = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Compare names, shapes and dtypes; exit 0 when they are the same, 1 when they differ.
+
+    Against a model dtypes are shown, but do not count. A model spec names code that is run:
+    torchvision:NAME, timm:NAME, transformers:FOLDER, package.module:factory, file.py:factory.
+    """
+    from ckptsurgeon import surgery
+    from ckptsurgeon.report import difference
+
+    sink = Sink(as_json, quiet)
+    found = surgery.diff(a, b, surgery.recipe(recipe, rule), select=select)
+    sink.result(lambda: difference.text(found), lambda: difference.data(found))
+    enough = found.same if min_coverage is None else found.coverage.least >= min_coverage
+    if not enough:
+        raise typer.Exit(NO)

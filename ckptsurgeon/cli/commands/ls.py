@@ -1,0 +1,49 @@
+"""`ckpt ls`: what is in a checkpoint."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ckptsurgeon.cli._options import Json, Quiet, Select
+from ckptsurgeon.cli._sink import Sink, failing
+
+
+@failing
+def ls(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A checkpoint; its kind is found by its content.")],
+    match: Annotated[str | None, typer.Option(metavar="PATTERN", help="Only keys in which this regex is found.")] = None,
+    tree: Annotated[bool, typer.Option("--tree", help="Draw the whole object in the file, with everything beside the tensors.")] = False,
+    stats: Annotated[bool, typer.Option("--stats", help="Read the values too: min, max, mean, std, NaN and Inf counts.")] = False,
+    limit: Annotated[int | None, typer.Option(min=0, metavar="N", help="At most N rows; with --tree, N children of each node.")] = None,
+    select: Select = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """List the tensors of a checkpoint: key, dtype, shape, bytes. Only its header is read."""
+    from ckptsurgeon import surgery
+    from ckptsurgeon.errors import UsageError
+    from ckptsurgeon.report import listing
+    from ckptsurgeon.report import tree as trees
+
+    sink = Sink(as_json, quiet)
+    if tree and (match or stats):
+        raise UsageError("--tree shows the whole object; it goes with --limit, not with --match or --stats")
+    try:
+        pattern = None if match is None else re.compile(match)
+    except re.error as error:
+        raise UsageError(f"--match {match}: not a regular expression: {error}") from None
+    document = surgery.inspect(file)
+    if tree:
+        root = trees.tree(document)
+        sink.result(lambda: trees.text(root, limit), lambda: trees.data(document, root))
+    elif select is None and document.candidates and document.main is None:
+        sink.result(lambda: listing.candidates_text(document), lambda: listing.candidates_data(document))
+    else:
+        ckpt = document.checkpoint(select)
+        keys, more = listing.selected(ckpt, pattern, limit)
+        figures = surgery.stats(ckpt, keys) if stats else None
+        sink.result(lambda: listing.text(ckpt, keys, more, figures), lambda: listing.data(ckpt, keys, more, figures))

@@ -1,0 +1,91 @@
+"""`ckpt remap`: change a checkpoint by rules, to fit a model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ckptsurgeon.cli._options import (
+    Dtype,
+    Force,
+    Json,
+    KeepExtras,
+    Mismatched,
+    Missing,
+    Quiet,
+    RecipeFile,
+    Rules,
+    Select,
+    Unexpected,
+)
+from ckptsurgeon.cli._progress import bar
+from ckptsurgeon.cli._sink import NO, Sink, failing, problems
+
+
+@failing
+def remap(
+    source: Annotated[Path, typer.Argument(metavar="IN", help="The checkpoint to change; it is left as it is.")],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="OUT", help="The file to write; its suffix says the format.")
+    ] = None,
+    rule: Rules = None,
+    recipe: RecipeFile = None,
+    to: Annotated[str | None, typer.Option(metavar="MODEL|FILE", help="What the result must fit.")] = None,
+    unexpected: Annotated[Unexpected | None, typer.Option(help="Keys that the target does not have.")] = None,
+    mismatched: Annotated[Mismatched | None, typer.Option(help="Keys whose shape differs from the target's.")] = None,
+    missing: Annotated[Missing | None, typer.Option(help="Keys of the target that the checkpoint does not have.")] = None,
+    fit: Annotated[
+        bool, typer.Option("--fit", help="Make it load: strip wrappers, reshape sizes of 1, drop what is left over, initialise what is missing.")
+    ] = False,
+    dtype: Dtype = None,
+    seed: Annotated[int, typer.Option(min=0, metavar="N", help="The seed of what is initialised.")] = 0,
+    keep_extras: KeepExtras = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and write nothing.")] = False,
+    force: Force = False,
+    allow_unused: Annotated[bool, typer.Option("--allow-unused", help="Tolerate rules that match nothing.")] = False,
+    select: Select = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Rename, drop, reshape and cast tensors by rules, and write a clean checkpoint.
+
+    Nothing unresolved is ever written: a rule that matches nothing, two tensors of one name, and
+    with --to every key that is unexpected, missing or of another shape, is a problem (exit 1)
+    unless a policy settles it. --fit settles all of them.
+    """
+    from ckptsurgeon import surgery
+    from ckptsurgeon.errors import UsageError
+    from ckptsurgeon.report import planned
+
+    sink = Sink(as_json, quiet)
+    if output is None and not dry_run:
+        raise UsageError("-o OUT is missing; --dry-run shows the plan without it")
+    plan = surgery.prepare(
+        source,
+        output,
+        surgery.recipe(recipe, rule),
+        to,
+        select=select,
+        unexpected=None if unexpected is None else unexpected.value,
+        mismatched=None if mismatched is None else mismatched.value,
+        missing=None if missing is None else missing.value,
+        fit=fit,
+        dtype=dtype,
+        seed=seed,
+        keep_extras=keep_extras,
+        allow_unused=allow_unused,
+        force=force or dry_run,
+    )
+    written = None
+    if plan.ok and not dry_run and output is not None:
+        with bar(f"writing {output.name}", sink.shows_progress) as progress:
+            written = surgery.carry_out(plan, output, keep_extras=keep_extras, force=force, progress=progress)
+        for warning in written.warnings:
+            sink.note(f"warning: {warning}")
+    if plan.ok or dry_run or as_json:
+        sink.result(lambda: planned.text(plan, written, keep_extras), lambda: planned.data(plan, written))
+    if not plan.ok:
+        problems(plan.problems)
+        raise typer.Exit(NO)

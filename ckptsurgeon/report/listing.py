@@ -1,0 +1,119 @@
+"""What is in a checkpoint: `ckpt ls`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+from ckptsurgeon import formats
+from ckptsurgeon.checkpoint import Checkpoint
+from ckptsurgeon.formats import Document
+from ckptsurgeon.report._text import columns, plural, shown, size
+from ckptsurgeon.stats import Stats
+from ckptsurgeon.tensor import TensorRef
+
+SCHEMA = "ckptsurgeon.ls/1"
+
+
+def selected(ckpt: Checkpoint, match: re.Pattern[str] | None, limit: int | None) -> tuple[list[str], int]:
+    """The keys to show, and how many more match."""
+    keys = [key for key in ckpt if match is None or match.search(key)]
+    return (keys, 0) if limit is None else (keys[:limit], max(0, len(keys) - limit))
+
+
+def text(ckpt: Checkpoint, keys: list[str], more: int, stats: Mapping[str, Stats] | None) -> str:
+    """A row for each key, then what the file is as a whole."""
+    head = ["key", "dtype", "shape", "bytes"]
+    rows = [head + (["min", "max", "mean", "std", "nan", "inf"] if stats is not None else [])]
+    for key in keys:
+        ref = ckpt[key]
+        row = [shown(key), ref.dtype.name, str(list(ref.shape)), f"{ref.nbytes:,}"]
+        rows.append(row + (_figures(stats[key]) if stats is not None else []))
+    lines = columns(rows, right=frozenset(range(3, len(rows[0])))) if keys else []
+    if more:
+        lines.append(f"… and {plural(more, 'more key')} (--limit)")
+    return "\n".join([*lines, *([""] if lines else []), *_summary(ckpt)])
+
+
+def _figures(stats: Stats) -> list[str]:
+    numbers = (stats.minimum, stats.maximum, stats.mean, stats.std)
+    return [*("–" if number is None else f"{number:.4g}" for number in numbers), str(stats.nan), str(stats.inf)]
+
+
+def _summary(ckpt: Checkpoint) -> list[str]:
+    origin = ckpt.origin
+    lines = []
+    if origin is not None:
+        place = "" if origin.selected == "." else f", state dict at {shown(origin.selected)}"
+        lines.append(f"{shown(origin.path)}: {origin.format}{place}")
+    lines.append(f"{plural(len(ckpt), 'tensor')}, {plural(ckpt.numel, 'element')}, {size(ckpt.nbytes)}")
+    for group in ckpt.tied()[:5]:
+        lines.append(f"tied: {', '.join(shown(key) for key in group)}")
+    if len(ckpt.tied()) > 5:
+        lines.append(f"tied: … {len(ckpt.tied()) - 5} more groups")
+    if ckpt.extras:
+        lines.append(f"extras: {shown(formats.summary(ckpt.extras))}")
+    if ckpt.metadata:
+        shown_metadata = ", ".join(f"{key}={value[:60]}" for key, value in list(ckpt.metadata.items())[:8])
+        lines.append(f"metadata: {shown(shown_metadata)}")
+    return lines
+
+
+def tensor(key: str, ref: TensorRef) -> dict[str, Any]:
+    """One tensor as JSON."""
+    entry: dict[str, Any] = {
+        "key": key,
+        "dtype": ref.dtype.name,
+        "shape": list(ref.shape),
+        "numel": ref.numel,
+        "nbytes": ref.nbytes,
+    }
+    if ref.stored is not None:
+        entry["device"], entry["storage_nbytes"] = ref.stored.device, ref.stored.nbytes
+    return entry
+
+
+def data(ckpt: Checkpoint, keys: list[str], more: int, stats: Mapping[str, Stats] | None) -> dict[str, Any]:
+    """The JSON object of `ckpt ls --json`."""
+    origin = ckpt.origin
+    tensors = [tensor(key, ckpt[key]) for key in keys]
+    if stats is not None:
+        for entry in tensors:
+            entry["stats"] = asdict(stats[entry["key"]])
+    return {
+        "schema": SCHEMA,
+        "file": origin.path if origin else None,
+        "format": origin.format if origin else None,
+        "select": origin.selected if origin else None,
+        "tensors": tensors,
+        "not_shown": more,
+        "totals": {"tensors": len(ckpt), "numel": ckpt.numel, "nbytes": ckpt.nbytes},
+        "tied": [list(group) for group in ckpt.tied()],
+        "extras": _names(ckpt.extras),
+        "metadata": dict(ckpt.metadata),
+    }
+
+
+def _names(extras: Any) -> list[str]:
+    return [str(key) for key in extras] if isinstance(extras, Mapping) else []
+
+
+def candidates_text(document: Document) -> str:
+    """The state dicts of a file in which none is clearly the main one."""
+    rows = [["--select", "tensors", "elements", "bytes", "first key"]]
+    for found in document.candidates:
+        first = shown(next(iter(found.tensors)))
+        rows.append([shown(found.name), str(len(found.tensors)), f"{found.numel:,}", size(found.nbytes), first])
+    lines = columns(rows, right=frozenset({1, 2, 3}))
+    note = f"{shown(document.path)}: {document.format}, {plural(len(document.candidates), 'state dict')}; choose one with --select"
+    return "\n".join([*lines, "", note])
+
+
+def candidates_data(document: Document) -> dict[str, Any]:
+    """The same as JSON."""
+    found = [
+        {"select": c.name, "tensors": len(c.tensors), "numel": c.numel, "nbytes": c.nbytes} for c in document.candidates
+    ]
+    return {"schema": SCHEMA, "file": document.path, "format": document.format, "candidates": found}

@@ -1,0 +1,95 @@
+"""What a plan does, and what was written: `ckpt remap`, `ckpt convert`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ckptsurgeon import formats
+from ckptsurgeon.planner import Plan, Step
+from ckptsurgeon.report._text import plural, shown, size
+from ckptsurgeon.report.grouping import group
+from ckptsurgeon.surgery import Written
+
+SCHEMA = "ckptsurgeon.remap/1"
+_BY = {"rule": "", "fit": " (found by --fit)", "policy": ""}
+
+
+def text(plan: Plan, written: Written | None, keep_extras: bool) -> str:
+    """The steps, everything that was dropped, changed or initialised, and the result."""
+    lines = [line for step in plan.steps for line in _step(step)]
+    lines += _section("changed to fit", {k: v for k, v in plan.mismatched.items() if k not in plan.dropped}, plan)
+    lines += _section("dropped", plan.dropped, plan)
+    lines += _section("not in the checkpoint", plan.missing, plan)
+    if plan.kept:
+        lines += _section("kept, though no key of the target", dict.fromkeys(plan.kept, ""), plan)
+    return "\n".join([*lines, *_end(plan, written, keep_extras)])
+
+
+def _step(step: Step) -> list[str]:
+    if not step.edges:
+        return [f"{shown(step.rule)}{_BY[step.by]}: nothing to change"]
+    count = plural(len(step.edges), "tensor")
+    inputs, outputs = step.edges[0]
+    example = ""
+    if inputs and outputs and inputs != outputs:
+        example = f", as {shown(inputs[0])} → {shown(outputs[0])}"
+    return [f"{shown(step.rule)}{_BY[step.by]}: {count}{example}{' # ' + step.note if step.note else ''}"]
+
+
+def _section(title: str, keys: Mapping[str, str], plan: Plan) -> list[str]:
+    if not keys:
+        return []
+    lines = [f"{title}: {plural(len(keys), 'key')}"]
+    for merged in group(keys.items()):
+        reason = f": {shown(str(merged.label))}" if merged.label else ""
+        lines.append(f"  {shown(merged.name)}{reason}")
+    return lines
+
+
+def _end(plan: Plan, written: Written | None, keep_extras: bool) -> list[str]:
+    result = plan.result
+    what = f"{plural(len(result), 'tensor')}, {plural(result.numel, 'element')}, {size(result.nbytes)}"
+    lines = [f"would write {what}" if written is None else f"wrote {shown(written.path)} ({written.format}): {what}"]
+    if plan.source.extras and not keep_extras:
+        lines.append(f"not kept: {shown(formats.summary(plan.source.extras))} (--keep-extras keeps what it can)")
+    for name in written.lost if written is not None else ():
+        lines.append(f"not kept: {shown(name)}")
+    return lines
+
+
+def data(plan: Plan, written: Written | None) -> dict[str, Any]:
+    """The JSON object of `ckpt remap --json` and `ckpt convert --json`."""
+    origin = plan.source.origin
+    return {
+        "schema": SCHEMA,
+        "source": origin.path if origin else None,
+        "select": origin.selected if origin else None,
+        "target": plan.target.label if plan.target else None,
+        "ok": plan.ok,
+        "steps": [
+            {"rule": step.rule, "by": step.by, "note": step.note, "edges": [[list(i), list(o)] for i, o in step.edges]}
+            for step in plan.steps
+        ],
+        "dropped": dict(plan.dropped),
+        "missing": dict(plan.missing),
+        "mismatched": dict(plan.mismatched),
+        "kept": list(plan.kept),
+        "initialised": list(plan.initialised),
+        "problems": [
+            {"kind": p.kind, "text": p.text, "rule": p.rule, "span": list(p.span) if p.span else None, "key": p.key}
+            for p in plan.problems
+        ],
+        "result": [
+            {"key": key, "dtype": ref.dtype.name, "shape": list(ref.shape)} for key, ref in plan.result.items()
+        ],
+        "written": None
+        if written is None
+        else {
+            "file": written.path,
+            "format": written.format,
+            "nbytes": written.nbytes,
+            "lost_extras": list(written.lost),
+            "warnings": list(written.warnings),
+        },
+    }

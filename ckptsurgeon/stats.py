@@ -1,0 +1,53 @@
+"""Figures of a tensor's values, in bounded memory."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from ckptsurgeon import evaluate
+from ckptsurgeon.errors import InputError
+from ckptsurgeon.tensor import TensorRef, TensorSpec
+
+
+@dataclass(frozen=True)
+class Stats:
+    """Over the finite values: `minimum`, `maximum`, `mean`, `std` (of the population); None where
+    there are none or the dtype has no order.  `nan` and `inf` are counts."""
+
+    minimum: float | None
+    maximum: float | None
+    mean: float | None
+    std: float | None
+    nan: int
+    inf: int
+
+
+def of(ref: TensorRef) -> Stats:
+    """The figures of one tensor, read block by block and computed in float64.
+
+    Raises InputError for dtypes that torch cannot compute with.
+    """
+    if ref.dtype.kind == "complex" or ref.dtype.bits < 8:
+        return Stats(None, None, None, None, 0, 0)
+    low, high, total, squares, count, nan, inf = math.inf, -math.inf, 0.0, 0.0, 0, 0, 0
+    for block in ref.blocks():
+        shape = (block.nbytes // ref.dtype.itemsize,)
+        try:
+            values = evaluate.to_torch(bytearray(block), TensorSpec(ref.dtype, shape)).double()
+        except (RuntimeError, TypeError) as error:
+            raise InputError(f"torch cannot compute with {ref.dtype}: {error}") from None
+        nan += int(values.isnan().sum())
+        inf += int(values.isinf().sum())
+        values = values[values.isfinite()]
+        if values.numel():
+            low, high = min(low, float(values.min())), max(high, float(values.max()))
+            mean = float(values.mean())
+            squares += float((values - mean).square().sum())
+            if count:
+                shift = mean - total / count
+                squares += shift * shift * count * values.numel() / (count + values.numel())
+            total, count = total + mean * values.numel(), count + values.numel()
+    if not count:
+        return Stats(None, None, None, None, nan, inf)
+    return Stats(low, high, total / count, math.sqrt(squares / count), nan, inf)
