@@ -1,64 +1,89 @@
-"""ckptsurgeon: look into checkpoints, hold them against a model, change them by rules, write clean ones."""
+"""ckptsurgeon: look into checkpoints, hold them against a model, change them by rules, write clean ones.
 
-from ckptsurgeon.checkpoint import Checkpoint, Target
-from ckptsurgeon.differ import Diff
-from ckptsurgeon.dtypes import DType
-from ckptsurgeon.errors import (
-    AmbiguousError,
-    CkptError,
-    InputError,
-    LimitError,
-    OutputError,
-    PlanError,
-    Problem,
-    RuleError,
-    TargetError,
-    UsageError,
-)
-from ckptsurgeon.finetune import LoadReport, load_into
-from ckptsurgeon.formats import Document
-from ckptsurgeon.inert import Opaque
-from ckptsurgeon.limits import Limits
-from ckptsurgeon.planner import Plan
-from ckptsurgeon.rules import Recipe, Rule
-from ckptsurgeon.surgery import Written, convert, diff, inspect, plan, remap, save, target_of
-from ckptsurgeon.surgery import open_checkpoint as open  # noqa: A004
-from ckptsurgeon.tensor import TensorRef, TensorSpec
+Names are imported when they are first used, so that a look at a file does not wait for what a
+surgery needs.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ckptsurgeon.checkpoint import Checkpoint as Checkpoint
+    from ckptsurgeon.checkpoint import Target as Target
+    from ckptsurgeon.differ import Diff as Diff
+    from ckptsurgeon.dtypes import DType as DType
+    from ckptsurgeon.errors import AmbiguousError as AmbiguousError
+    from ckptsurgeon.errors import CkptError as CkptError
+    from ckptsurgeon.errors import InputError as InputError
+    from ckptsurgeon.errors import LimitError as LimitError
+    from ckptsurgeon.errors import OutputError as OutputError
+    from ckptsurgeon.errors import PlanError as PlanError
+    from ckptsurgeon.errors import Problem as Problem
+    from ckptsurgeon.errors import RuleError as RuleError
+    from ckptsurgeon.errors import TargetError as TargetError
+    from ckptsurgeon.errors import UsageError as UsageError
+    from ckptsurgeon.finetune import LoadReport as LoadReport
+    from ckptsurgeon.finetune import load_into as load_into
+    from ckptsurgeon.formats import Document as Document
+    from ckptsurgeon.formats import inspect as inspect
+    from ckptsurgeon.inert import Opaque as Opaque
+    from ckptsurgeon.limits import Limits as Limits
+    from ckptsurgeon.planner import Plan as Plan
+    from ckptsurgeon.rules import Recipe as Recipe
+    from ckptsurgeon.rules import Rule as Rule
+    from ckptsurgeon.surgery import Written as Written
+    from ckptsurgeon.surgery import convert as convert
+    from ckptsurgeon.surgery import diff as diff
+    from ckptsurgeon.surgery import open_checkpoint as open
+    from ckptsurgeon.surgery import plan as plan
+    from ckptsurgeon.surgery import remap as remap
+    from ckptsurgeon.surgery import save as save
+    from ckptsurgeon.surgery import target_of as target_of
+    from ckptsurgeon.tensor import TensorRef as TensorRef
+    from ckptsurgeon.tensor import TensorSpec as TensorSpec
 
 __version__ = "0.1.0"
 
-__all__ = [
-    "AmbiguousError",
-    "Checkpoint",
-    "CkptError",
-    "DType",
-    "Diff",
-    "Document",
-    "InputError",
-    "LimitError",
-    "Limits",
-    "LoadReport",
-    "Opaque",
-    "OutputError",
-    "Plan",
-    "PlanError",
-    "Problem",
-    "Recipe",
-    "Rule",
-    "RuleError",
-    "Target",
-    "TargetError",
-    "TensorRef",
-    "TensorSpec",
-    "UsageError",
-    "Written",
-    "convert",
-    "diff",
-    "inspect",
-    "load_into",
-    "open",
-    "plan",
-    "remap",
-    "save",
-    "target_of",
+_HOMES = {
+    "checkpoint": ("Checkpoint", "Target"),
+    "differ": ("Diff",),
+    "dtypes": ("DType",),
+    "errors": (
+        "AmbiguousError",
+        "CkptError",
+        "InputError",
+        "LimitError",
+        "OutputError",
+        "PlanError",
+        "Problem",
+        "RuleError",
+        "TargetError",
+        "UsageError",
+    ),
+    "finetune": ("LoadReport", "load_into"),
+    "formats": ("Document", "inspect"),
+    "inert": ("Opaque",),
+    "limits": ("Limits",),
+    "planner": ("Plan",),
+    "rules": ("Recipe", "Rule"),
+    "surgery": ("Written", "convert", "diff", "open", "plan", "remap", "save", "target_of"),
+    "tensor": ("TensorRef", "TensorSpec"),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+_OTHER_NAMES = {"open": "open_checkpoint"}
+
+__all__ = [  # noqa: PLE0604
+    *sorted(_HOME_OF),
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME_OF:
+        raise AttributeError(f"module 'ckptsurgeon' has no attribute {name!r}")
+    found = getattr(import_module(f"ckptsurgeon.{_HOME_OF[name]}"), _OTHER_NAMES.get(name, name))
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

@@ -9,11 +9,8 @@ from itertools import permutations
 from math import isqrt, prod
 from typing import Literal
 
-from ckptsurgeon import wrappers
 from ckptsurgeon.checkpoint import Checkpoint, Role, Target, TargetEntry
-from ckptsurgeon.planner import only_ones_differ
-from ckptsurgeon.rules import render
-from ckptsurgeon.tensor import TensorSpec
+from ckptsurgeon.tensor import TensorSpec, only_ones_differ
 
 Status = Literal["matched", "dtype", "shape", "missing", "unexpected"]
 _POSITIONS = re.compile(r"pos(ition)?(al)?_?emb|relative_position_bias_table|position_ids", re.IGNORECASE)
@@ -106,12 +103,22 @@ def diff(left: Checkpoint, target: Target) -> Diff:
         sum(row.right.numel for row in matched if row.right),
         target.numel,
     )
-    found = wrappers.find(list(left), target.entries) if len(matched) < len(target.entries) else None
-    suggestion = None
-    if found is not None and found.rules:
-        suggestion = Suggestion(tuple(rule.text for rule in found.rules), found.hits, found.before)
+    suggestion = _suggested(left, target) if any(row.status == "missing" for row in rows) else None
     label = left.origin.path if left.origin else "the checkpoint"
     return Diff(label, target.label, target.is_model, rows, coverage, suggestion)
+
+
+def _suggested(left: Checkpoint, target: Target) -> Suggestion | None:
+    from ckptsurgeon import wrappers
+
+    found = wrappers.find(list(left), target.entries)
+    return Suggestion(tuple(rule.text for rule in found.rules), found.hits, found.before) if found.rules else None
+
+
+def _rule(operation: str, pattern: re.Pattern[str], **args: tuple[int, ...]) -> str:
+    from ckptsurgeon.rules import render
+
+    return render(operation, {"pattern": pattern, **args})
 
 
 def _rows(left: Checkpoint, target: Target) -> Iterator[Row]:
@@ -143,7 +150,7 @@ def mend_of(key: str, left: TensorSpec, entry: TargetEntry) -> Mend:
     if sorted(have) == sorted(want):
         return _turned(pattern, have, want)
     if prod(have) == prod(want):
-        return Mend("the same number of elements: a reshape", render("reshape", {"pattern": pattern, "shape": want}))
+        return Mend("the same number of elements: a reshape", _rule("reshape", pattern, shape=want))
     differing = [i for i, (a, b) in enumerate(zip(have, want, strict=False)) if a != b]
     if len(have) != len(want):
         if len(want) == len(have) + 1 and len(have) >= 4:
@@ -171,11 +178,11 @@ def _ones(pattern: re.Pattern[str], have: tuple[int, ...], want: tuple[int, ...]
     gone, new = _unmatched_ones(have, want), _unmatched_ones(want, have)
     if gone and not new:
         dims = ",".join(map(str, gone))
-        return Mend(f"squeeze dimension {dims}", render("squeeze", {"pattern": pattern, "dims": tuple(gone)}))
+        return Mend(f"squeeze dimension {dims}", _rule("squeeze", pattern, dims=tuple(gone)))
     if new and not gone:
         dims = ",".join(map(str, new))
-        return Mend(f"unsqueeze dimension {dims}", render("unsqueeze", {"pattern": pattern, "dims": tuple(new)}))
-    return Mend("dimensions of size 1 in other places: a reshape", render("reshape", {"pattern": pattern, "shape": want}))
+        return Mend(f"unsqueeze dimension {dims}", _rule("unsqueeze", pattern, dims=tuple(new)))
+    return Mend("dimensions of size 1 in other places: a reshape", _rule("reshape", pattern, shape=want))
 
 
 def _unmatched_ones(a: tuple[int, ...], b: tuple[int, ...]) -> list[int]:
@@ -197,12 +204,12 @@ def _unmatched_ones(a: tuple[int, ...], b: tuple[int, ...]) -> list[int]:
 
 def _turned(pattern: re.Pattern[str], have: tuple[int, ...], want: tuple[int, ...]) -> Mend:
     if len(have) == 2:
-        return Mend("transpose", render("transpose", {"pattern": pattern}))
+        return Mend("transpose", _rule("transpose", pattern))
     if len(have) > 6:
         return Mend("the same sizes in another order: a permute")
     fits = [order for order in permutations(range(len(have))) if tuple(have[dim] for dim in order) == want]
     if len(fits) == 1:
-        return Mend("permute", render("permute", {"pattern": pattern, "dims": fits[0]}))
+        return Mend("permute", _rule("permute", pattern, dims=fits[0]))
     return Mend(f"the same sizes in another order: {len(fits)} permutes fit, so look at the values")
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from math import prod
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class DType:
     """One element type.
 

@@ -20,7 +20,7 @@ from ckptsurgeon.errors import PlanError, Problem, UsageError
 from ckptsurgeon.ops import Match, OperationError, reshaped
 from ckptsurgeon.rules import Recipe, Rule, parse, render
 from ckptsurgeon.sources import Apply
-from ckptsurgeon.tensor import TensorRef, TensorSpec
+from ckptsurgeon.tensor import TensorRef, TensorSpec, only_ones_differ
 
 if TYPE_CHECKING:
     import torch
@@ -377,15 +377,6 @@ def _way_out(policy: Mismatched) -> str:
     if policy == "overlap":
         return "; the numbers of dimensions differ: use a rule, or --mismatched drop"
     return "; use a rule, or --mismatched drop|reshape|overlap"
-
-
-def only_ones_differ(a: Iterable[int], b: Iterable[int]) -> bool:
-    """Whether two shapes are the same but for dimensions of size 1.
-
-    >>> only_ones_differ((64, 3, 1, 7, 7), (64, 3, 7, 7)), only_ones_differ((2, 3), (3, 2))
-    (True, False)
-    """
-    return [size for size in a if size != 1] == [size for size in b if size != 1]
 
 
 def renamed_versions(versions: Versions, before: Sequence[str], pairs: Sequence[tuple[str, str]]) -> Versions:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from ckptsurgeon.tensor import TensorRef, TensorSpec
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class File:
     """A file as it was when it was opened, so that a later read notices a change.
 
@@ -48,7 +48,7 @@ class File:
         return descriptor
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Deflate:
     """A compressed zip member: `start` and `nbytes` of its compressed bytes in the file."""
 
@@ -77,14 +77,14 @@ class Extent:
         return self.file.path
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Pieces:
     """The bytes of several tensors, laid end to end."""
 
     parts: tuple[TensorRef, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Inline:
     """Bytes that are here: contiguous and little-endian."""
 
@@ -97,7 +97,7 @@ class Initializer(Protocol):
     def make(self, spec: TensorSpec, seed: int) -> torch.Tensor: ...
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Fill:
     """Values made by an initialiser from a seed."""
 
@@ -120,7 +120,7 @@ class Kernel(Protocol):
     def run(self, inputs: Sequence[torch.Tensor]) -> torch.Tensor: ...
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Apply:
     """The result of an operation on other tensors."""
 

@@ -1,4 +1,8 @@
-"""The verbs that put it together: open, plan, diff, save, remap, convert."""
+"""The verbs that put it together: open, plan, diff, save, remap, convert.
+
+What only some of them need is imported inside of them: a diff of two files does not wait for the
+planner.
+"""
 
 from __future__ import annotations
 
@@ -7,31 +11,24 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypedDict, Unpack
 
-from ckptsurgeon import differ, formats, planner, stream, targets
-from ckptsurgeon import stats as statistics
+from ckptsurgeon import formats, targets
 from ckptsurgeon.checkpoint import Checkpoint, Target
-from ckptsurgeon.differ import Diff
 from ckptsurgeon.dtypes import DType, parse_dtype
 from ckptsurgeon.errors import PlanError, UsageError
-from ckptsurgeon.formats import Document
 from ckptsurgeon.limits import DEFAULT, Limits
-from ckptsurgeon.planner import Mismatched, Missing, Plan, Policies, Unexpected
-from ckptsurgeon.rules import Recipe, Rule
-from ckptsurgeon.stats import Stats
-from ckptsurgeon.stream import Progress
 
 if TYPE_CHECKING:
     import torch
+
+    from ckptsurgeon.differ import Diff
+    from ckptsurgeon.planner import Mismatched, Missing, Plan, Unexpected
+    from ckptsurgeon.rules import Recipe, Rule
+    from ckptsurgeon.stream import Progress
 
     Path = str | os.PathLike[str]
     Source = Path | Checkpoint
     Rules = Recipe | Iterable[str | Rule] | None
     Like = Source | Target | torch.nn.Module
-
-
-def inspect(path: Path, *, limits: Limits = DEFAULT) -> Document:
-    """The whole object in a checkpoint file as inert data, with every state dict in it."""
-    return formats.inspect(path, limits)
 
 
 def open_checkpoint(path: Path, select: str | None = None, *, limits: Limits = DEFAULT) -> Checkpoint:
@@ -66,12 +63,17 @@ def diff(source: Source, target: Like, rules: Rules = None, *, select: str | Non
 
     Raises PlanError when a rule cannot be applied.
     """
-    against = target_of(target)
+    from ckptsurgeon import differ
+
+    if rules is None:
+        return differ.diff(as_checkpoint(source, select), target_of(target))
+    from ckptsurgeon import planner
+    from ckptsurgeon.rules import Recipe
+
     recipe = Recipe.of(rules)
     ckpt = as_checkpoint(source, select or recipe.select)
-    if recipe.rules:
-        ckpt = planner.apply_rules(ckpt, recipe, against).check().result
-    return differ.diff(ckpt, against)
+    against = target_of(target)
+    return differ.diff(planner.apply_rules(ckpt, recipe, against).check().result, against)
 
 
 class PlanOptions(TypedDict, total=False):
@@ -112,13 +114,16 @@ def plan(
 
     Raises RuleError for rules that cannot be read, UsageError for policies without `to`.
     """
+    from ckptsurgeon import planner
+    from ckptsurgeon.rules import Recipe
+
     recipe = Recipe.of(rules)
     ckpt = as_checkpoint(source, select or recipe.select)
     return planner.plan(
         ckpt,
         recipe,
         None if to is None else target_of(to),
-        Policies(unexpected, mismatched, missing, fit),
+        planner.Policies(unexpected, mismatched, missing, fit),
         dtype=as_dtype(dtype),
         seed=seed,
         allow_unused=allow_unused,
@@ -164,6 +169,8 @@ def save(
     written, UsageError for an unknown suffix or extras that the format cannot hold, PlanError for
     tensors that it cannot hold.
     """
+    from ckptsurgeon import stream
+
     format = formats.writer_for(path)
     problems = format.problems(ckpt)
     if problems:
@@ -209,6 +216,9 @@ def prepare(
 
     The check comes first: it costs nothing, and building a model may take long.
     """
+    from ckptsurgeon import stream
+    from ckptsurgeon.rules import Recipe
+
     recipe = Recipe.of(rules)
     ckpt = as_checkpoint(source, select or recipe.select)
     if output is not None:
@@ -251,12 +261,11 @@ def convert(
     return remap(source, output, select=select, dtype=dtype, keep_extras=keep_extras, force=force, progress=progress)
 
 
-def recipe(path: Path | None, rules: Iterable[str | Rule] | None) -> Recipe:
-    """The rules of a recipe file (if any), then `rules`."""
+def recipe(path: Path | None, rules: Iterable[str | Rule] | None) -> Recipe | None:
+    """The rules of a recipe file, then `rules`; None when there are neither."""
+    if path is None and not rules:
+        return None
+    from ckptsurgeon.rules import Recipe
+
     kept = Recipe() if path is None else Recipe.load(path)
     return kept + Recipe.of(rules)
-
-
-def stats(ckpt: Checkpoint, keys: Iterable[str]) -> dict[str, Stats]:
-    """The figures of the values of some tensors; their bytes are read."""
-    return {key: statistics.of(ckpt[key]) for key in keys}

@@ -5,7 +5,7 @@ Plans are made on specs alone; `TensorRef.read` and `TensorRef.blocks` are where
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from math import prod
 from typing import TYPE_CHECKING
@@ -97,3 +97,12 @@ class TensorRef:
 
     def __repr__(self) -> str:
         return f"TensorRef({self.spec})"
+
+
+def only_ones_differ(a: Iterable[int], b: Iterable[int]) -> bool:
+    """Whether two shapes are the same but for dimensions of size 1.
+
+    >>> only_ones_differ((64, 3, 1, 7, 7), (64, 3, 7, 7)), only_ones_differ((2, 3), (3, 2))
+    (True, False)
+    """
+    return [size for size in a if size != 1] == [size for size in b if size != 1]

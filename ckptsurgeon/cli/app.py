@@ -1,22 +1,21 @@
-"""`ckpt` and `ckptsurgeon`: the application and its commands."""
+"""`ckpt` and `ckptsurgeon`: the application and its commands.
+
+A command's module is imported, and its parameters are built, only when it is the one that is
+called: typer makes a validator for each parameter of each command, which alone would take longer
+than a look into a file.
+"""
 
 from __future__ import annotations
 
+import gc
+import sys
+from collections.abc import Sequence
+from importlib import import_module
 from typing import Annotated
 
 import typer
 
-from ckptsurgeon.cli.commands import convert, diff, ls, remap
-
-app = typer.Typer(
-    add_completion=False,
-    no_args_is_help=True,
-    rich_markup_mode=None,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-    help="Look into checkpoints, hold them against a model, change them by rules, write clean ones. "
-    "Nothing in a checkpoint is ever run.",
-)
+COMMANDS = ("ls", "diff", "remap", "convert")
 
 
 def _version(wanted: bool) -> None:
@@ -27,7 +26,6 @@ def _version(wanted: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
 def _main(
     version: Annotated[
         bool, typer.Option("--version", "-V", callback=_version, is_eager=True, help="Print the version and exit.")
@@ -36,7 +34,25 @@ def _main(
     pass
 
 
-app.command("ls")(ls.ls)
-app.command("diff")(diff.diff)
-app.command("remap")(remap.remap)
-app.command("convert")(convert.convert)
+def build(commands: Sequence[str] = COMMANDS) -> typer.Typer:
+    """The application with these commands."""
+    app = typer.Typer(
+        add_completion=False,
+        no_args_is_help=True,
+        rich_markup_mode=None,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+        help="Look into checkpoints, hold them against a model, change them by rules, write clean ones. "
+        "Nothing in a checkpoint is ever run.",
+    )
+    app.callback()(_main)
+    for name in commands:
+        app.command(name)(getattr(import_module(f"ckptsurgeon.cli.commands.{name}"), name))
+    return app
+
+
+def main() -> None:
+    """The entry point of both scripts."""
+    gc.set_threshold(50_000)  # start-up makes many objects and no garbage
+    called = sys.argv[1] if len(sys.argv) > 1 else ""
+    build((called,) if called in COMMANDS else COMMANDS)()

@@ -15,7 +15,7 @@ from typing import Any
 from ckptsurgeon.checkpoint import Checkpoint
 from ckptsurgeon.errors import InputError, Problem, UsageError
 from ckptsurgeon.evaluate import read_exactly
-from ckptsurgeon.formats import _foreign, _pickler, _tree, safetensors, torch_legacy, torch_zip
+from ckptsurgeon.formats import _foreign, _tree, safetensors, torch_legacy, torch_zip
 from ckptsurgeon.formats._document import Document
 from ckptsurgeon.formats._layout import Layout
 from ckptsurgeon.formats._tree import Candidate
@@ -127,6 +127,8 @@ def layout(ckpt: Checkpoint, format: Format, keep_extras: bool = False) -> tuple
     state = _tree.StateDict(dict(ckpt.items()), ckpt.versions)
     if not keep_extras or not ckpt.extras:
         return format.layout(ckpt, state), []
+    from ckptsurgeon.formats import _pickler
+
     extras, lost = _pickler.cleaned(ckpt.extras)
     select, place = (ckpt.origin.select, ckpt.origin.place) if ckpt.origin else ((), 0)
     root = _tree.insert(extras, select, place, state)

@@ -35,7 +35,7 @@ STORAGE_OF: Mapping[str, str] = {dtype: storage for storage, dtype in _STORAGE_T
 """dtype name → the storage class that torch pickles it with; other dtypes go untyped."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Storage:
     """The bytes behind one or more tensors: where they begin in the file and how many there are."""
 

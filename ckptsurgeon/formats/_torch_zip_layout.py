@@ -12,8 +12,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ckptsurgeon.checkpoint import Checkpoint
-from ckptsurgeon.errors import Problem
 from ckptsurgeon.formats import _pickler
 from ckptsurgeon.formats._layout import Layout
 from ckptsurgeon.sources import Source
@@ -25,7 +23,6 @@ _U16, _U32 = 0xFFFF, 0xFFFFFFFF
 _DATE = 1 << 5 | 1  # the first day that zip knows, 1980-01-01: the same input gives the same bytes
 _UTF8 = 0x800
 _ZIP64_VERSION = 45
-_NO_TORCH_TYPE = frozenset({"float6_e2m3", "float6_e3m2", "float4_e2m1"})
 
 
 @dataclass(frozen=True)
@@ -42,17 +39,8 @@ class _Record:
         return zlib.crc32(self.body) if isinstance(self.body, bytes) else 0
 
 
-def problems(ckpt: Checkpoint) -> list[Problem]:
-    """What this format cannot hold."""
-    return [
-        Problem(f"torch files have no dtype {ref.dtype}: {key!r} {list(ref.shape)}; write safetensors", key=key)
-        for key, ref in ckpt.items()
-        if ref.dtype.name in _NO_TORCH_TYPE
-    ]
-
-
-def layout(ckpt: Checkpoint, root: Any) -> Layout:
-    """The archive whose object is `root` (cleaned data that holds the state dict)."""
+def layout(root: Any) -> Layout:
+    """The archive whose object is `root`: cleaned data that holds the state dict."""
     bodies: list[TensorRef] = []
     keys: dict[tuple[Source | int, str], str] = {}
 

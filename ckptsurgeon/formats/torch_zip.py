@@ -9,23 +9,38 @@ from __future__ import annotations
 
 import zlib
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
+from ckptsurgeon.checkpoint import Checkpoint
 from ckptsurgeon.dtypes import DType
-from ckptsurgeon.errors import InputError, LimitError
+from ckptsurgeon.errors import InputError, LimitError, Problem
 from ckptsurgeon.evaluate import read_exactly
 from ckptsurgeon.formats import _pickle
 from ckptsurgeon.formats._document import Document
+from ckptsurgeon.formats._layout import Layout
 from ckptsurgeon.formats._pickle import BadPickle, Persistent
-from ckptsurgeon.formats._torch_zip_layout import layout, problems
 from ckptsurgeon.formats._tensors import Storage, builders, persistent_loader
 from ckptsurgeon.formats._zip import BadZip, Member, read_directory
 from ckptsurgeon.limits import Limits
 from ckptsurgeon.sources import Deflate, File
 
-__all__ = ["NAME", "layout", "problems", "read", "sniff"]
-
 NAME = "torch-zip"
+
+
+def problems(ckpt: Checkpoint) -> list[Problem]:
+    """What this format cannot hold."""
+    return [
+        Problem(f"torch files have no dtype {ref.dtype}: {key!r} {list(ref.shape)}; write safetensors", key=key)
+        for key, ref in ckpt.items()
+        if ref.dtype.bits < 8
+    ]
+
+
+def layout(ckpt: Checkpoint, root: Any) -> Layout:
+    """The archive whose object is `root`: cleaned data that holds the state dict."""
+    from ckptsurgeon.formats import _torch_zip_layout
+
+    return _torch_zip_layout.layout(root)
 
 
 def sniff(head: bytes) -> bool:

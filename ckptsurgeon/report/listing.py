@@ -5,14 +5,16 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ckptsurgeon import formats
 from ckptsurgeon.checkpoint import Checkpoint
 from ckptsurgeon.formats import Document
 from ckptsurgeon.report._text import columns, plural, shown, size
-from ckptsurgeon.stats import Stats
 from ckptsurgeon.tensor import TensorRef
+
+if TYPE_CHECKING:
+    from ckptsurgeon.stats import Stats
 
 SCHEMA = "ckptsurgeon.ls/1"
 
@@ -21,6 +23,13 @@ def selected(ckpt: Checkpoint, match: re.Pattern[str] | None, limit: int | None)
     """The keys to show, and how many more match."""
     keys = [key for key in ckpt if match is None or match.search(key)]
     return (keys, 0) if limit is None else (keys[:limit], max(0, len(keys) - limit))
+
+
+def figures(ckpt: Checkpoint, keys: list[str]) -> dict[str, Stats]:
+    """The figures of the values; this is what reads them."""
+    from ckptsurgeon import stats
+
+    return {key: stats.of(ckpt[key]) for key in keys}
 
 
 def text(ckpt: Checkpoint, keys: list[str], more: int, stats: Mapping[str, Stats] | None) -> str:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 
 from ckptsurgeon.checkpoint import Checkpoint, Target
-from ckptsurgeon.targets import checkpoint, module, spec
 
-__all__ = ["checkpoint", "is_spec", "module", "of", "spec"]
+__all__ = ["is_spec", "of"]
 
 
 def is_spec(name: str) -> bool:
     """Whether `name` is a model spec: it has a `:` behind a source, and no such path exists."""
+    from ckptsurgeon.targets import spec
+
     return not os.path.exists(name) and spec.looks_like(name)
 
 
@@ -23,7 +24,13 @@ def of(thing: object) -> Target:
     if isinstance(thing, Target):
         return thing
     if isinstance(thing, Checkpoint):
+        from ckptsurgeon.targets import checkpoint
+
         return checkpoint.target(thing)
     if isinstance(thing, str):
+        from ckptsurgeon.targets import spec
+
         return spec.target(thing)
+    from ckptsurgeon.targets import module
+
     return module.target(thing)

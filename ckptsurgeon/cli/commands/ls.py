@@ -24,10 +24,9 @@ def ls(
     quiet: Quiet = False,
 ) -> None:
     """List the tensors of a checkpoint: key, dtype, shape, bytes. Only its header is read."""
-    from ckptsurgeon import surgery
+    from ckptsurgeon import formats
     from ckptsurgeon.errors import UsageError
     from ckptsurgeon.report import listing
-    from ckptsurgeon.report import tree as trees
 
     sink = Sink(as_json, quiet)
     if tree and (match or stats):
@@ -36,8 +35,10 @@ def ls(
         pattern = None if match is None else re.compile(match)
     except re.error as error:
         raise UsageError(f"--match {match}: not a regular expression: {error}") from None
-    document = surgery.inspect(file)
+    document = formats.inspect(file)
     if tree:
+        from ckptsurgeon.report import tree as trees
+
         root = trees.tree(document)
         sink.result(lambda: trees.text(root, limit), lambda: trees.data(document, root))
     elif select is None and document.candidates and document.main is None:
@@ -45,5 +46,5 @@ def ls(
     else:
         ckpt = document.checkpoint(select)
         keys, more = listing.selected(ckpt, pattern, limit)
-        figures = surgery.stats(ckpt, keys) if stats else None
+        figures = listing.figures(ckpt, keys) if stats else None
         sink.result(lambda: listing.text(ckpt, keys, more, figures), lambda: listing.data(ckpt, keys, more, figures))
