@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from ckptsurgeon.surgery import Written as Written
     from ckptsurgeon.surgery import convert as convert
     from ckptsurgeon.surgery import diff as diff
-    from ckptsurgeon.surgery import open_checkpoint as open
+    from ckptsurgeon.surgery import open_checkpoint as open  # noqa: A004, F401
     from ckptsurgeon.surgery import plan as plan
     from ckptsurgeon.surgery import remap as remap
     from ckptsurgeon.surgery import save as save
@@ -72,9 +72,7 @@ _HOMES = {
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 _OTHER_NAMES = {"open": "open_checkpoint"}
 
-__all__ = [  # noqa: PLE0604
-    *sorted(_HOME_OF),
-]
+__all__ = [*sorted(_HOME_OF)]
 
 
 def __getattr__(name: str) -> Any:

@@ -154,10 +154,14 @@ def mend_of(key: str, left: TensorSpec, entry: TargetEntry) -> Mend:
     differing = [i for i, (a, b) in enumerate(zip(have, want, strict=False)) if a != b]
     if len(have) != len(want):
         if len(want) == len(have) + 1 and len(have) >= 4:
-            return Mend(f"kernels of {len(have) - 2} dimensions where {len(want) - 2} are wanted: they must be inflated")
+            return Mend(
+                f"kernels of {len(have) - 2} dimensions where {len(want) - 2} are wanted: they must be inflated"
+            )
         return Mend(f"{len(have)} dimensions where {len(want)} are wanted")
     if _POSITIONS.search(key) and len(differing) == 1:
-        return Mend(f"another position grid: {_grid(have[differing[0]])} → {_grid(want[differing[0]])}; it must be resized")
+        return Mend(
+            f"another position grid: {_grid(have[differing[0]])} → {_grid(want[differing[0]])}; it must be resized"
+        )
     if differing == [0]:
         return _rows_differ(key, have[0], want[0], entry)
     if differing == [1]:

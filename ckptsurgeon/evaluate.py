@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import zlib
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ckptsurgeon.errors import InputError
 from ckptsurgeon.limits import BLOCK
@@ -81,7 +81,11 @@ def _raw(tensor: torch.Tensor) -> memoryview:
     flat = tensor.detach().to("cpu").contiguous().reshape(-1)
     if flat.is_conj() or flat.is_neg():
         flat = flat.resolve_conj().resolve_neg()
-    return memoryview(flat.view(torch.uint8).numpy()).cast("B")
+    return _bytes_of(flat.view(torch.uint8).numpy())
+
+
+def _bytes_of(array: Any) -> memoryview:
+    return memoryview(array).cast("B")
 
 
 def _to_bytes(tensor: torch.Tensor, spec: TensorSpec) -> memoryview:
@@ -119,7 +123,7 @@ def _extent(extent: Extent, spec: TensorSpec, size: int) -> Iterator[memoryview]
 def _swapped(block: memoryview, unit: int) -> memoryview:
     import numpy as np
 
-    return memoryview(np.frombuffer(block, dtype=f"u{unit}").byteswap()).cast("B")
+    return _bytes_of(np.frombuffer(block, dtype=f"u{unit}").byteswap())
 
 
 def _ordered(descriptor: int, extent: Extent, spec: TensorSpec, size: int) -> Iterator[memoryview]:
@@ -187,7 +191,7 @@ def _gather(
     import numpy as np
 
     whole = span(shape, strides) * item
-    slow = max(range(len(shape)), key=lambda i: (strides[i] if shape[i] > 1 else -1))
+    slow = max(range(len(shape)), key=lambda i: strides[i] if shape[i] > 1 else -1)
     if whole <= 4 * size or strides[slow] == 0:
         return _gathered(read_exactly(descriptor, whole, offset, path), shape, strides, item)
     out = np.empty(shape, dtype=f"V{item}")
@@ -199,13 +203,11 @@ def _gather(
         data = read_exactly(descriptor, span(part, strides) * item, offset + start * strides[slow] * item, path)
         at = tuple(slice(start, start + count) if i == slow else slice(None) for i in range(len(shape)))
         out[at] = np.frombuffer(_gathered(data, part, strides, item), dtype=f"V{item}").reshape(part)
-    return memoryview(out.view(np.uint8)).cast("B")
+    return _bytes_of(out.view(np.uint8))
 
 
-def _gathered(
-    data: bytes | bytearray, shape: Sequence[int], strides: Sequence[int], item: int
-) -> memoryview:
+def _gathered(data: bytes | bytearray, shape: Sequence[int], strides: Sequence[int], item: int) -> memoryview:
     import numpy as np
 
     view = np.ndarray(tuple(shape), dtype=f"V{item}", buffer=data, strides=tuple(s * item for s in strides))
-    return memoryview(np.ascontiguousarray(view).view(np.uint8)).cast("B")
+    return _bytes_of(np.ascontiguousarray(view).view(np.uint8))

@@ -7,7 +7,7 @@ does not get (missing); what no policy settles is a problem.  All problems are c
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from math import prod
@@ -202,7 +202,9 @@ class _Work:
             try:
                 specs = rule.operation.shape(rule.args, tuple(ref.spec for ref in refs))
             except OperationError as error:
-                self.problems.append(replace(_about(rule, f"{match.inputs[0]!r}: {error}"), key=match.inputs[0], kind="shape"))
+                self.problems.append(
+                    replace(_about(rule, f"{match.inputs[0]!r}: {error}"), key=match.inputs[0], kind="shape")
+                )
                 continue
             made.append((match, rule.operation.build(rule.args, refs, specs, match.outputs)))
         return made
@@ -291,7 +293,9 @@ class _Work:
         self.refs[key] = TensorRef(made, Apply(Overlap(), (ref, initial)))
         shared = prod(min(a, b) for a, b in zip(ref.shape, want.shape, strict=True))
         percent = 100 * shared / want.numel if want.numel else 0
-        self.mismatched[key] = f"{shared} of {want.numel} elements copied ({percent:.1f} %), the rest initialised: {shapes}"
+        self.mismatched[key] = (
+            f"{shared} of {want.numel} elements copied ({percent:.1f} %), the rest initialised: {shapes}"
+        )
 
     def _missing(self, target: Target, policy: Missing, seed: int) -> None:
         absent = [key for key in target.entries if key not in self.refs]

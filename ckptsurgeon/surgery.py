@@ -53,7 +53,7 @@ def target_of(thing: Like) -> Target:
 
     An existing path wins over a spec. Raises TargetError or InputError.
     """
-    if isinstance(thing, str) and not targets.is_spec(thing) or isinstance(thing, os.PathLike):
+    if isinstance(thing, os.PathLike) or (isinstance(thing, str) and not targets.is_spec(thing)):
         return targets.of(open_checkpoint(thing))
     return targets.of(thing)
 
@@ -195,10 +195,15 @@ def _stale_optimizers(made: Plan) -> list[str]:
     if before == after:
         return []
     if [shape for _, shape in before] == [shape for _, shape in after]:
-        why = "parameters were renamed; it counts them by position, so it fits a model that lists them in the same order"
+        why = (
+            "parameters were renamed; it counts them by position, so it fits a model that lists them in the same order"
+        )
     else:
         why = "the parameters changed; it may no longer fit them"
-    return [f"the optimizer state at {name!r} is kept as it was, and {why}" for name in formats.optimizers(made.source.extras)]
+    return [
+        f"the optimizer state at {name!r} is kept as it was, and {why}"
+        for name in formats.optimizers(made.source.extras)
+    ]
 
 
 def prepare(

@@ -37,16 +37,24 @@ class Missing(StrEnum):
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else there.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print no results and no notes, only errors.")]
 Select = Annotated[
-    str | None, typer.Option(metavar="PATH", help="The state dict to take, as `model.state_dict` or `0.ema`; `.` is the root.")
+    str | None,
+    typer.Option(metavar="PATH", help="The state dict to take, as `model.state_dict` or `0.ema`; `.` is the root."),
 ]
 Rules = Annotated[
-    list[str] | None, typer.Option("--rule", metavar="RULE", help="A rule, such as 'strip module.'; may be repeated, in order.")
+    list[str] | None,
+    typer.Option("--rule", metavar="RULE", help="A rule, such as 'strip module.'; may be repeated, in order."),
 ]
-RecipeFile = Annotated[Path | None, typer.Option("--recipe", metavar="FILE", help="A YAML file of rules; they run before --rule.")]
+RecipeFile = Annotated[
+    Path | None, typer.Option("--recipe", metavar="FILE", help="A YAML file of rules; they run before --rule.")
+]
 Dtype = Annotated[
-    str | None, typer.Option(metavar="D", help="Cast floating tensors to this dtype (bf16, float16, …); never integers.")
+    str | None,
+    typer.Option(metavar="D", help="Cast floating tensors to this dtype (bf16, float16, …); never integers."),
 ]
 KeepExtras = Annotated[
-    bool, typer.Option("--keep-extras", help="Keep the rest of the file (epoch, optimizer …), in a .pth, .pt, .bin or .ckpt.")
+    bool,
+    typer.Option(
+        "--keep-extras", help="Keep the rest of the file (epoch, optimizer …), in a .pth, .pt, .bin or .ckpt."
+    ),
 ]
 Force = Annotated[bool, typer.Option("--force", help="Replace the output if it exists.")]

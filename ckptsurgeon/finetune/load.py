@@ -38,7 +38,9 @@ class LoadReport:
     def __str__(self) -> str:
         total = len(self.loaded) + len(self.kept)
         lines = [f"loaded {len(self.loaded)} of {total} tensors, {100 * self.coverage:.2f} % of the elements"]
-        lines += [f"  kept as it was: {key} ({self.plan.missing.get(key, 'not in the checkpoint')})" for key in self.kept]
+        lines += [
+            f"  kept as it was: {key} ({self.plan.missing.get(key, 'not in the checkpoint')})" for key in self.kept
+        ]
         lines += [f"  partly loaded: {key} ({self.plan.mismatched[key]})" for key in self.partly]
         lines += [f"  not used: {key} ({why})" for key, why in self.plan.dropped.items()]
         return "\n".join(lines)

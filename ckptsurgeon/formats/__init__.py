@@ -22,7 +22,19 @@ from ckptsurgeon.formats._tree import Candidate
 from ckptsurgeon.limits import DEFAULT, Limits
 from ckptsurgeon.sources import File
 
-__all__ = ["FORMATS", "Candidate", "Document", "Format", "Layout", "check_extras", "inspect", "layout", "optimizers", "summary", "writer_for"]
+__all__ = [
+    "FORMATS",
+    "Candidate",
+    "Document",
+    "Format",
+    "Layout",
+    "check_extras",
+    "inspect",
+    "layout",
+    "optimizers",
+    "summary",
+    "writer_for",
+]
 
 _HEAD = 4096
 
@@ -138,7 +150,9 @@ def layout(ckpt: Checkpoint, format: Format, keep_extras: bool = False) -> tuple
 def check_extras(extras: Any, format: Format) -> None:
     """UsageError when there are extras to be kept that `format` cannot hold."""
     if extras and not format.extras:
-        raise UsageError(f"{format.name} holds tensors only, and --keep-extras asks to keep {summary(extras)}; write a .pth")
+        raise UsageError(
+            f"{format.name} holds tensors only, and --keep-extras asks to keep {summary(extras)}; write a .pth"
+        )
 
 
 def optimizers(extras: Any) -> list[str]:

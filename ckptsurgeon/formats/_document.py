@@ -68,5 +68,3 @@ class Document:
         extras, place = _tree.remove(self.root, found.path, found.rest)
         origin = Origin(self.path, self.format, found.path, place, found.container)
         return Checkpoint(dict(found.tensors), dict(self.metadata), found.versions, extras, origin)
-
-

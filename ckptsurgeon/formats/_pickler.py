@@ -20,6 +20,8 @@ from ckptsurgeon.tensor import TensorRef
 
 _CALLABLE = frozenset({"torch.Size", "torch.device"})
 _LONGEST_INT = 255
+_DEEPEST = 200
+_WRITABLE = (bool, int, float, complex, str, bytes, list, tuple, dict, set, TensorRef)
 
 
 def writable(value: Any) -> bool:
@@ -32,8 +34,7 @@ def writable(value: Any) -> bool:
         return value.name in _CALLABLE and all(_plain(arg) for arg in value.args)
     if isinstance(value, int) and not isinstance(value, bool):
         return value.bit_length() < 8 * _LONGEST_INT
-    plain = bool | int | float | complex | str | bytes | list | tuple | dict | set | TensorRef | None
-    return isinstance(value, plain) and not isinstance(value, frozenset)
+    return value is None or isinstance(value, _WRITABLE)
 
 
 def _plain(value: Any) -> bool:
@@ -49,45 +50,56 @@ def cleaned(root: Any) -> tuple[Any, list[str]]:
 
     A dict loses the item; in a list or a tuple None takes its place.
     """
-    lost: list[str] = []
-    done: dict[int, Any] = {}
-
-    def clean(value: Any, path: str, depth: int) -> Any:
-        if id(value) in done:
-            return done[id(value)]
-        if depth > 200:
-            lost.append(f"{path} (nested too deeply)")
-            return None
-        if isinstance(value, dict):
-            made: dict[Any, Any] = OrderedDict() if isinstance(value, OrderedDict) else {}
-            done[id(value)] = made
-            for key, member in value.items():
-                name = f"{path}.{key}" if path else str(key)
-                if not writable(key) or isinstance(key, Opaque | complex | TensorRef):
-                    lost.append(f"{name} (a key of the type {type(key).__name__})")
-                elif not writable(member):
-                    lost.append(f"{name} ({_kind(member)})")
-                else:
-                    made[key] = clean(member, name, depth + 1)
-            return made
-        if isinstance(value, list | tuple):
-            parts: list[Any] = []
-            if isinstance(value, list):
-                done[id(value)] = parts
-            for index, member in enumerate(value):
-                name = f"{path}.{index}" if path else str(index)
-                if not writable(member):
-                    lost.append(f"{name} ({_kind(member)}; None in its place)")
-                    parts.append(None)
-                else:
-                    parts.append(clean(member, name, depth + 1))
-            done[id(value)] = parts if isinstance(value, list) else tuple(parts)
-            return done[id(value)]
-        return value
-
     if not writable(root):
         return {}, [_kind(root)]
-    return clean(root, "", 0), lost
+    cleaner = _Cleaner()
+    return cleaner.clean(root, "", 0), cleaner.lost
+
+
+class _Cleaner:
+    def __init__(self) -> None:
+        self.lost: list[str] = []
+        self.done: dict[int, Any] = {}
+
+    def clean(self, value: Any, path: str, depth: int) -> Any:
+        if id(value) in self.done:
+            return self.done[id(value)]
+        if depth > _DEEPEST:
+            self.lost.append(f"{path} (nested too deeply)")
+            return None
+        if isinstance(value, dict):
+            return self.mapping(value, path, depth)
+        if isinstance(value, list | tuple):
+            return self.sequence(value, path, depth)
+        return value
+
+    def mapping(self, value: dict[Any, Any], path: str, depth: int) -> dict[Any, Any]:
+        made: dict[Any, Any] = OrderedDict() if isinstance(value, OrderedDict) else {}
+        self.done[id(value)] = made
+        for key, member in value.items():
+            name = f"{path}.{key}" if path else str(key)
+            if not writable(key) or isinstance(key, Opaque | complex | TensorRef):
+                self.lost.append(f"{name} (a key of the type {type(key).__name__})")
+            elif not writable(member):
+                self.lost.append(f"{name} ({_kind(member)})")
+            else:
+                made[key] = self.clean(member, name, depth + 1)
+        return made
+
+    def sequence(self, value: list[Any] | tuple[Any, ...], path: str, depth: int) -> Any:
+        parts: list[Any] = []
+        if isinstance(value, list):
+            self.done[id(value)] = parts
+        for index, member in enumerate(value):
+            name = f"{path}.{index}" if path else str(index)
+            if writable(member):
+                parts.append(self.clean(member, name, depth + 1))
+            else:
+                self.lost.append(f"{name} ({_kind(member)}; None in its place)")
+                parts.append(None)
+        made = parts if isinstance(value, list) else tuple(parts)
+        self.done[id(value)] = made
+        return made
 
 
 def _kind(value: Any) -> str:
@@ -149,7 +161,7 @@ class _Writer:
         if value is None or isinstance(value, bool):
             self.out.append({None: b"N", True: b"\x88", False: b"\x89"}[value])
         elif isinstance(value, int):
-            self.int(value)
+            self.write_int(value)
         elif isinstance(value, float):
             self.out.append(b"G" + struct.pack(">d", value))
         elif isinstance(value, str):
@@ -186,13 +198,13 @@ class _Writer:
         elif isinstance(value, set):
             self.call("builtins set", (sorted(value, key=repr),))
         else:
-            self.tuple(value)
+            self.write_tuple(value)
 
     def ordered(self) -> None:
         self.named("collections OrderedDict")
         self.out.append(b")R")
 
-    def tuple(self, value: tuple[Any, ...]) -> None:
+    def write_tuple(self, value: tuple[Any, ...]) -> None:
         if not value:
             self.out.append(b")")
         elif len(value) < 4:
@@ -200,7 +212,7 @@ class _Writer:
         else:
             self.then(_Emit(b"("), *value, _Emit(b"t"), _Put(id(value)))
 
-    def int(self, value: int) -> None:
+    def write_int(self, value: int) -> None:
         if 0 <= value < 256:
             self.out.append(b"K" + bytes((value,)))
         elif 0 <= value < 65536:
@@ -248,7 +260,7 @@ class _Writer:
         self.named(f"torch {typed}" if typed else "torch.storage UntypedStorage")
         self.text(key)
         self.text("cpu")
-        self.int(elements)
+        self.write_int(elements)
         self.out.append(b"tQK\x00")
         self.numbers(ref.shape)
         self.numbers(contiguous_strides(ref.shape))
@@ -265,7 +277,7 @@ class _Writer:
     def numbers(self, values: tuple[int, ...]) -> None:
         self.out.append(b"(" if values else b")")
         for value in values:
-            self.int(value)
+            self.write_int(value)
         if values:
             self.out.append(b"t")
 

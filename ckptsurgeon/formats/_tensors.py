@@ -164,7 +164,9 @@ def persistent_loader(locate: Locate) -> Callable[[Any], Any]:
         if kind != "storage" or len(pid) not in (5, 6):
             raise Persistent(f"a persistent id of the unknown kind {kind!r}")
         dtype = storage_dtype(pid[1])
-        storage = locate(text(pid[2], "a storage key"), dtype, count(pid[4], "a storage size"), text(pid[3], "a device"))
+        storage = locate(
+            text(pid[2], "a storage key"), dtype, count(pid[4], "a storage size"), text(pid[3], "a device")
+        )
         return storage if len(pid) == 5 or pid[5] is None else _part(storage, pid[5])
 
     return load

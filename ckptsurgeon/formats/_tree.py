@@ -17,7 +17,18 @@ from ckptsurgeon.inert import Opaque, children
 from ckptsurgeon.tensor import TensorRef
 
 MAIN_NAMES = frozenset(
-    "state_dict model_state_dict model_state model module net network weights params parameters".split()
+    (
+        "state_dict",
+        "model_state_dict",
+        "model_state",
+        "model",
+        "module",
+        "net",
+        "network",
+        "weights",
+        "params",
+        "parameters",
+    )
 )
 """Names that make a state dict the main one when all others are far smaller."""
 _MINOR = 0.05
@@ -124,7 +135,7 @@ def _walk(root: Any) -> Iterator[tuple[tuple[Step, ...], Any]]:
         seen.add(id(value))
         yield path, value
         if not is_module(value):
-            inner = [(path + (step,), member) for step, member in children(value) if _is_container(member)]
+            inner = [((*path, step), member) for step, member in children(value) if _is_container(member)]
             todo.extend(reversed(inner))
 
 
@@ -188,18 +199,28 @@ def at(root: Any, select: str) -> Candidate | None:
         return None
     tensors: dict[str, TensorRef] = {}
     rest: dict[Any, Any] = {}
-    todo: list[tuple[str, Any]] = [(str(step), member) for step, member in children(node)][::-1]
-    seen: set[int] = set()
+    for step, member in children(node):
+        inner, others = _flattened(str(step), member)
+        tensors.update(inner)
+        rest.update(others if inner else {step: member})
+    return Candidate(path, tensors, _versions(node), rest, _container(node)) if tensors else None
+
+
+def _flattened(name: str, value: Any) -> tuple[dict[str, TensorRef], dict[str, Any]]:
+    """All tensors at and below a value under dotted names, and what else lies beside them."""
+    tensors: dict[str, TensorRef] = {}
+    others: dict[str, Any] = {}
+    todo, seen = [(name, value)], set()
     while todo:
         name, value = todo.pop()
         if isinstance(value, TensorRef):
             tensors[name] = value
-        elif _is_container(value) and not is_optimizer(value) and id(value) not in seen:
+        elif not _is_container(value) or is_optimizer(value):
+            others[name] = value
+        elif id(value) not in seen:
             seen.add(id(value))
             todo.extend([(f"{name}.{step}", member) for step, member in children(value)][::-1])
-        elif not select == ".":
-            rest[name] = value
-    return Candidate(path, tensors, _versions(node), rest, _container(node)) if tensors else None
+    return tensors, others
 
 
 def _resolve(root: Any, select: str) -> list[tuple[Step, Any]] | None:
@@ -276,10 +297,10 @@ def insert(extras: Any, path: tuple[Step, ...], place: int, value: StateDict) ->
     if isinstance(extras, dict):
         if step in members:
             return _with(extras, step, StateDict({**value.items, **members[step]}, value.versions))
-        items = list(extras.items())
-        items.insert(place, (step, value))
-        return _like(extras, dict(items))
-    items = list(extras)
+        pairs: list[tuple[Any, Any]] = list(extras.items())
+        pairs.insert(place, (step, value))
+        return _like(extras, dict(pairs))
+    items: list[Any] = list(extras)
     items.insert(place, value)
     return type(extras)(items)
 

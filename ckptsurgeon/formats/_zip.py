@@ -108,7 +108,9 @@ def _end(descriptor: int, size: int) -> tuple[int, int, int]:
                 raise BadZip("the two end records disagree")
         entries, length, start, directory_end = entries64, length64, start64, place
     if start + length != directory_end:
-        raise BadZip(f"the directory does not end where the archive does (bytes before or inside it: {directory_end - start - length})")
+        raise BadZip(
+            f"the directory of {length} bytes at {start} does not end at byte {directory_end}, where the archive does"
+        )
     return entries, start, length
 
 
@@ -178,4 +180,4 @@ def _data_offset(descriptor: int, header: int, raw: bytes, method: int) -> int:
     signature, _, _, packing, _, _, _, _, _, n, m = _LOCAL.unpack_from(local)
     if signature != b"PK\3\4" or n != len(raw) or local[_LOCAL.size :] != raw or packing != method:
         raise BadZip(f"{_name(raw)!r} is described differently by the directory and in its place")
-    return header + _LOCAL.size + n + m
+    return header + _LOCAL.size + int(n) + int(m)

@@ -99,7 +99,9 @@ def _is_count(value: Any) -> bool:
 def _tile(tensors: Mapping[str, TensorRef], base: int, size: int) -> None:
     """The ranges must fill the file without a hole or an overlap."""
     at = base
-    extents = sorted((ref.source.offset, ref.nbytes, key) for key, ref in tensors.items() if isinstance(ref.source, Extent))
+    extents = sorted(
+        (ref.source.offset, ref.nbytes, key) for key, ref in tensors.items() if isinstance(ref.source, Extent)
+    )
     for offset, nbytes, key in extents:
         if offset != at:
             raise _Bad(f"{key!r} begins at byte {offset - base}, where the one before it ends at {at - base}")

@@ -45,7 +45,9 @@ def read(file: File, descriptor: int, limits: Limits) -> Document:
             if window == file.size:
                 raise InputError(f"truncated: {error}", path=file.path) from None
             if window >= limits.pickle_bytes:
-                raise LimitError(f"its pickle is over the limit of {limits.pickle_bytes} bytes", path=file.path) from None
+                raise LimitError(
+                    f"its pickle is over the limit of {limits.pickle_bytes} bytes", path=file.path
+                ) from None
             window = min(window * 4, file.size, limits.pickle_bytes)
         except (BadPickle, Persistent) as error:
             raise InputError(f"damaged: {error}", path=file.path) from None
@@ -78,15 +80,15 @@ def _parse(file: File, descriptor: int, data: bytes, limits: Limits) -> Any:
     return _load(data, start, place, limits)[0]
 
 
-def _load(data: bytes, start: int, locate: Callable[[str, DType, int, str], Storage], limits: Limits) -> tuple[Any, int]:
+def _load(
+    data: bytes, start: int, locate: Callable[[str, DType, int, str], Storage], limits: Limits
+) -> tuple[Any, int]:
     return _pickle.loads(
         data, start=start, builders=builders(limits), persistent=persistent_loader(locate), limits=limits
     )
 
 
-def _storages(
-    file: File, descriptor: int, keys: Any, at: int, sizes: dict[str, tuple[int, DType]]
-) -> dict[str, int]:
+def _storages(file: File, descriptor: int, keys: Any, at: int, sizes: dict[str, tuple[int, DType]]) -> dict[str, int]:
     """Where each storage's bytes begin, proven to fill the file to its end."""
     if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys) or len(set(keys)) != len(keys):
         raise BadPickle("the list of storages is damaged")

@@ -84,7 +84,9 @@ def _root(members: dict[str, Member], path: str) -> str:
 
 def _content(member: Member, descriptor: int, file: File, limits: Limits) -> bytes:
     if member.size > limits.pickle_bytes:
-        raise LimitError(f"{member.name} has {member.size} bytes, over the limit of {limits.pickle_bytes}", path=file.path)
+        raise LimitError(
+            f"{member.name} has {member.size} bytes, over the limit of {limits.pickle_bytes}", path=file.path
+        )
     data: bytes = bytes(read_exactly(descriptor, member.packed, member.offset, file.path))
     if member.deflated:
         inflate = zlib.decompressobj(-15)

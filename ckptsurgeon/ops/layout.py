@@ -74,7 +74,9 @@ def _order(args: Args, spec: TensorSpec) -> tuple[int, ...]:
     rank = len(spec.shape)
     dims = _dims(args["dims"], rank, spec.shape)
     if len(dims) != rank:
-        raise OperationError(f"{list(spec.shape)} has {rank} dimensions, the order {list(args['dims'])} has {len(dims)}")
+        raise OperationError(
+            f"{list(spec.shape)} has {rank} dimensions, the order {list(args['dims'])} has {len(dims)}"
+        )
     return dims
 
 

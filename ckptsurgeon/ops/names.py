@@ -59,7 +59,6 @@ def _keep(args: Args, keys: Sequence[str], target: Target | None) -> Iterator[Ma
     return (Match((key,), (key,) if key in kept else ()) for key in keys)
 
 
-
 def _copies(args: Args, keys: Sequence[str], target: Target | None) -> Iterator[Match]:
     pattern: re.Pattern[str] = args["pattern"]
     for key in keys:

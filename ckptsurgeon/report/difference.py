@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import Any
 
 from ckptsurgeon.differ import Diff, Row
@@ -19,10 +20,21 @@ def text(diff: Diff) -> str:
     rows: list[list[str]] = []
     for status in _ORDER:
         found = {row.key: row for row in diff.rows if row.status == status}
-        for merged in group((key, (row.left, row.right, row.role, row.mend and row.mend.text)) for key, row in found.items()):
+        for merged in group(
+            (key, (row.left, row.right, row.role, row.mend and row.mend.text)) for key, row in found.items()
+        ):
             row = found[merged.keys[0]]
             count = f"×{len(merged.keys)}" if len(merged.keys) > 1 else ""
-            rows.append([_WORDS[status], shown(merged.name), count, _spec(row.left), _spec(row.right), _remark(row, len(merged.keys))])
+            rows.append(
+                [
+                    _WORDS[status],
+                    shown(merged.name),
+                    count,
+                    _spec(row.left),
+                    _spec(row.right),
+                    _remark(row, len(merged.keys)),
+                ]
+            )
     lines = columns([["", "key", "", "checkpoint", "model" if diff.is_model else "target", ""], *rows]) if rows else []
     return "\n".join([*lines, *([""] if lines else []), *_totals(diff)])
 
@@ -50,10 +62,15 @@ def _totals(diff: Diff) -> list[str]:
         f"{coverage.numel:,} of {plural(coverage.of_numel, 'element')} ({percent(coverage.by_numel)})",
     ]
     if diff.is_model:
-        other = [row for row in diff.rows if row.status == "matched" and row.left and row.right and row.left.dtype != row.right.dtype]
+        other = [
+            row
+            for row in diff.rows
+            if row.status == "matched" and row.left and row.right and row.left.dtype != row.right.dtype
+        ]
         if other:
             pairs = sorted({f"{row.left.dtype} for {row.right.dtype}" for row in other if row.left and row.right})
-            lines.append(f"dtype: {plural(len(other), 'matched tensor')} with another dtype ({', '.join(pairs)}); loading casts them")
+            count = plural(len(other), "matched tensor")
+            lines.append(f"dtype: {count} with another dtype ({', '.join(pairs)}); loading casts them")
     if diff.suggestion is not None:
         found = diff.suggestion
         rules = " ".join(f"--rule {quote(rule)}" for rule in found.rules)
@@ -63,9 +80,7 @@ def _totals(diff: Diff) -> list[str]:
 
 def quote(rule: str) -> str:
     """A rule as one word of a shell."""
-    from shlex import quote as for_shell
-
-    return for_shell(rule)
+    return shlex.quote(rule)
 
 
 def _counted(diff: Diff) -> list[tuple[Any, str]]:

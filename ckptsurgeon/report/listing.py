@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from ckptsurgeon.stats import Stats
 
 SCHEMA = "ckptsurgeon.ls/1"
+_TIES_SHOWN = 5
 
 
 def selected(ckpt: Checkpoint, match: re.Pattern[str] | None, limit: int | None) -> tuple[list[str], int]:
@@ -58,10 +59,10 @@ def _summary(ckpt: Checkpoint) -> list[str]:
         place = "" if origin.selected == "." else f", state dict at {shown(origin.selected)}"
         lines.append(f"{shown(origin.path)}: {origin.format}{place}")
     lines.append(f"{plural(len(ckpt), 'tensor')}, {plural(ckpt.numel, 'element')}, {size(ckpt.nbytes)}")
-    for group in ckpt.tied()[:5]:
-        lines.append(f"tied: {', '.join(shown(key) for key in group)}")
-    if len(ckpt.tied()) > 5:
-        lines.append(f"tied: … {len(ckpt.tied()) - 5} more groups")
+    ties = ckpt.tied()
+    lines += [f"tied: {', '.join(shown(key) for key in group)}" for group in ties[:_TIES_SHOWN]]
+    if len(ties) > _TIES_SHOWN:
+        lines.append(f"tied: … {len(ties) - _TIES_SHOWN} more groups")
     if ckpt.extras:
         lines.append(f"extras: {shown(formats.summary(ckpt.extras))}")
     if ckpt.metadata:
@@ -116,7 +117,8 @@ def candidates_text(document: Document) -> str:
         first = shown(next(iter(found.tensors)))
         rows.append([shown(found.name), str(len(found.tensors)), f"{found.numel:,}", size(found.nbytes), first])
     lines = columns(rows, right=frozenset({1, 2, 3}))
-    note = f"{shown(document.path)}: {document.format}, {plural(len(document.candidates), 'state dict')}; choose one with --select"
+    count = plural(len(document.candidates), "state dict")
+    note = f"{shown(document.path)}: {document.format}, {count}; choose one with --select"
     return "\n".join([*lines, "", note])
 
 

@@ -53,9 +53,7 @@ def _end(plan: Plan, written: Written | None, keep_extras: bool) -> list[str]:
     lines = [f"would write {what}" if written is None else f"wrote {shown(written.path)} ({written.format}): {what}"]
     if plan.source.extras and not keep_extras:
         lines.append(f"not kept: {shown(formats.summary(plan.source.extras))} (--keep-extras keeps what it can)")
-    for name in written.lost if written is not None else ():
-        lines.append(f"not kept: {shown(name)}")
-    return lines
+    return lines + [f"not kept: {shown(name)}" for name in (written.lost if written is not None else ())]
 
 
 def data(plan: Plan, written: Written | None) -> dict[str, Any]:
@@ -80,9 +78,7 @@ def data(plan: Plan, written: Written | None) -> dict[str, Any]:
             {"kind": p.kind, "text": p.text, "rule": p.rule, "span": list(p.span) if p.span else None, "key": p.key}
             for p in plan.problems
         ],
-        "result": [
-            {"key": key, "dtype": ref.dtype.name, "shape": list(ref.shape)} for key, ref in plan.result.items()
-        ],
+        "result": [{"key": key, "dtype": ref.dtype.name, "shape": list(ref.shape)} for key, ref in plan.result.items()],
         "written": None
         if written is None
         else {

@@ -171,7 +171,9 @@ def _draw(node: Node, indent: str, lines: list[str], limit: int | None) -> None:
     more = len(node.children) - len(kept)
     for at, child in enumerate(map(_chained, kept)):
         last = at == len(kept) - 1 and not more
-        lines.append(f"{indent}{'└── ' if last else '├── '}{shown(child.name)}{'  ' + child.text if child.text else ''}")
+        lines.append(
+            f"{indent}{'└── ' if last else '├── '}{shown(child.name)}{'  ' + child.text if child.text else ''}"
+        )
         _draw(child, indent + ("    " if last else "│   "), lines, limit)
     if more:
         lines.append(f"{indent}└── … {more} more (--limit)")

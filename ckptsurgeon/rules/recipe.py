@@ -1,12 +1,12 @@
 """Recipes: ordered rules with notes, kept in a YAML file.
 
-    version: 1
-    description: what it is for        (optional)
-    select: model.state_dict           (optional: which state dict of the source)
-    rules:
-      - strip module.
-      - rule: drop ^fc\\.
-        note: the new task has other classes
+version: 1
+description: what it is for        (optional)
+select: model.state_dict           (optional: which state dict of the source)
+rules:
+  - strip module.
+  - rule: drop ^fc\\.
+    note: the new task has other classes
 """
 
 from __future__ import annotations
@@ -50,7 +50,9 @@ class Recipe:
         if unknown:
             raise InputError(f"unknown words {', '.join(unknown)}; a recipe has {', '.join(sorted(_WORDS))}", path=name)
         if data.get("version") != VERSION:
-            raise InputError(f"version {data.get('version')!r} of recipes is not known; write `version: {VERSION}`", path=name)
+            raise InputError(
+                f"version {data.get('version')!r} of recipes is not known; write `version: {VERSION}`", path=name
+            )
         for word in ("description", "select"):
             if data.get(word) is not None and not isinstance(data[word], str):
                 raise InputError(f"`{word}` is text", path=name)
@@ -71,14 +73,18 @@ def _rules(entries: list[Any], path: str) -> tuple[Rule, ...]:
         line, note = entry, ""
         if isinstance(entry, Mapping):
             if set(entry) - {"rule", "note"} or "rule" not in entry:
-                problems.append(Problem(f"{path}: rule {index + 1} has `rule` and `note`, not {', '.join(map(str, entry))}"))
+                problems.append(
+                    Problem(f"{path}: rule {index + 1} has `rule` and `note`, not {', '.join(map(str, entry))}")
+                )
                 continue
             line, note = entry["rule"], str(entry.get("note") or "")
         try:
             rules.append(parse(str(line) if isinstance(line, str) else line, note))
         except RuleError as error:
             at = f"{path}, line {_line(entries, index)}: "
-            problems += [Problem(at + problem.text, problem.rule, problem.span, kind="syntax") for problem in error.problems]
+            problems += [
+                Problem(at + problem.text, problem.rule, problem.span, kind="syntax") for problem in error.problems
+            ]
     if problems:
         raise RuleError(problems)
     return tuple(rules)

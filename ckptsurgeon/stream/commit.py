@@ -70,8 +70,14 @@ def _failures(path: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        words = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the quota is used up", errno.EFBIG: "the file grows too large"}
-        raise OutputError(path, f"{words.get(error.errno or 0, error.strerror or str(error))}; nothing was written") from error
+        words = {
+            errno.ENOSPC: "the disk is full",
+            errno.EDQUOT: "the quota is used up",
+            errno.EFBIG: "the file grows too large",
+        }
+        raise OutputError(
+            path, f"{words.get(error.errno or 0, error.strerror or str(error))}; nothing was written"
+        ) from error
 
 
 def _fill(descriptor: int, layout: Layout, path: str, progress: Progress | None) -> None:

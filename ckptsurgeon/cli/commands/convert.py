@@ -15,7 +15,9 @@ from ckptsurgeon.cli._sink import Sink, failing
 @failing
 def convert(
     source: Annotated[Path, typer.Argument(metavar="IN", help="A checkpoint; its kind is found by its content.")],
-    output: Annotated[Path, typer.Argument(metavar="OUT", help="The file to write: .safetensors, .pth, .pt, .bin or .ckpt.")],
+    output: Annotated[
+        Path, typer.Argument(metavar="OUT", help="The file to write: .safetensors, .pth, .pt, .bin or .ckpt.")
+    ],
     dtype: Dtype = None,
     keep_extras: KeepExtras = False,
     force: Force = False,

@@ -14,12 +14,20 @@ from ckptsurgeon.cli._sink import NO, Sink, failing
 @failing
 def diff(
     a: Annotated[Path, typer.Argument(metavar="A", help="A checkpoint.")],
-    b: Annotated[str, typer.Argument(metavar="B|MODEL", help="Another checkpoint, or a model: torchvision:resnet18,num_classes=10")],
+    b: Annotated[
+        str,
+        typer.Argument(metavar="B|MODEL", help="Another checkpoint, or a model: torchvision:resnet18,num_classes=10"),
+    ],
     rule: Rules = None,
     recipe: RecipeFile = None,
     min_coverage: Annotated[
         float | None,
-        typer.Option(min=0.0, max=1.0, metavar="X", help="Exit 0 when at least this share (0 to 1) of B's tensors and elements is matched."),
+        typer.Option(
+            min=0.0,
+            max=1.0,
+            metavar="X",
+            help="Exit 0 when at least this share (0 to 1) of B's tensors and elements is matched.",
+        ),
     ] = None,
     select: Select = None,
     as_json: Json = False,

@@ -15,10 +15,18 @@ from ckptsurgeon.cli._sink import Sink, failing
 @failing
 def ls(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="A checkpoint; its kind is found by its content.")],
-    match: Annotated[str | None, typer.Option(metavar="PATTERN", help="Only keys in which this regex is found.")] = None,
-    tree: Annotated[bool, typer.Option("--tree", help="Draw the whole object in the file, with everything beside the tensors.")] = False,
-    stats: Annotated[bool, typer.Option("--stats", help="Read the values too: min, max, mean, std, NaN and Inf counts.")] = False,
-    limit: Annotated[int | None, typer.Option(min=0, metavar="N", help="At most N rows; with --tree, N children of each node.")] = None,
+    match: Annotated[
+        str | None, typer.Option(metavar="PATTERN", help="Only keys in which this regex is found.")
+    ] = None,
+    tree: Annotated[
+        bool, typer.Option("--tree", help="Draw the whole object in the file, with everything beside the tensors.")
+    ] = False,
+    stats: Annotated[
+        bool, typer.Option("--stats", help="Read the values too: min, max, mean, std, NaN and Inf counts.")
+    ] = False,
+    limit: Annotated[
+        int | None, typer.Option(min=0, metavar="N", help="At most N rows; with --tree, N children of each node.")
+    ] = None,
     select: Select = None,
     as_json: Json = False,
     quiet: Quiet = False,

@@ -28,16 +28,23 @@ from ckptsurgeon.cli._sink import NO, Sink, failing, problems
 def remap(
     source: Annotated[Path, typer.Argument(metavar="IN", help="The checkpoint to change; it is left as it is.")],
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", metavar="OUT", help="The file to write; its suffix says the format.")
+        Path | None,
+        typer.Option("--output", "-o", metavar="OUT", help="The file to write; its suffix says the format."),
     ] = None,
     rule: Rules = None,
     recipe: RecipeFile = None,
     to: Annotated[str | None, typer.Option(metavar="MODEL|FILE", help="What the result must fit.")] = None,
     unexpected: Annotated[Unexpected | None, typer.Option(help="Keys that the target does not have.")] = None,
     mismatched: Annotated[Mismatched | None, typer.Option(help="Keys whose shape differs from the target's.")] = None,
-    missing: Annotated[Missing | None, typer.Option(help="Keys of the target that the checkpoint does not have.")] = None,
+    missing: Annotated[
+        Missing | None, typer.Option(help="Keys of the target that the checkpoint does not have.")
+    ] = None,
     fit: Annotated[
-        bool, typer.Option("--fit", help="Make it load: strip wrappers, reshape sizes of 1, drop what is left over, initialise what is missing.")
+        bool,
+        typer.Option(
+            "--fit",
+            help="Make it load: strip wrappers, reshape sizes of 1, drop what is left, initialise what is missing.",
+        ),
     ] = False,
     dtype: Dtype = None,
     seed: Annotated[int, typer.Option(min=0, metavar="N", help="The seed of what is initialised.")] = 0,
