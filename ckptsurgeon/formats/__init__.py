@@ -141,10 +141,10 @@ def layout(ckpt: Checkpoint, format: Format, keep_extras: bool = False) -> tuple
         return format.layout(ckpt, state), []
     from ckptsurgeon.formats import _pickler
 
-    extras, lost = _pickler.cleaned(ckpt.extras)
     select, place = (ckpt.origin.select, ckpt.origin.place) if ckpt.origin else ((), 0)
-    root = _tree.insert(extras, select, place, state)
-    return format.layout(ckpt, root), lost
+    placed, opened = _tree.insert(ckpt.extras, select, place, state)
+    root, lost = _pickler.cleaned(placed)
+    return format.layout(ckpt, root), [*opened, *lost]
 
 
 def check_extras(extras: Any, format: Format) -> None:

@@ -21,7 +21,7 @@ from ckptsurgeon.tensor import TensorRef
 _CALLABLE = frozenset({"torch.Size", "torch.device"})
 _LONGEST_INT = 255
 _DEEPEST = 200
-_WRITABLE = (bool, int, float, complex, str, bytes, list, tuple, dict, set, TensorRef)
+_WRITABLE = (bool, int, float, complex, str, bytes, list, tuple, dict, set, StateDict, TensorRef)
 
 
 def writable(value: Any) -> bool:
@@ -67,6 +67,8 @@ class _Cleaner:
         if depth > _DEEPEST:
             self.lost.append(f"{path} (nested too deeply)")
             return None
+        if isinstance(value, StateDict):
+            return StateDict(self.mapping(dict(value.items), path, depth), value.versions)
         if isinstance(value, dict):
             return self.mapping(value, path, depth)
         if isinstance(value, list | tuple):

@@ -282,27 +282,31 @@ def _opaque_like(node: Opaque, fields: dict[Any, Any]) -> Opaque:
     return copy
 
 
-def insert(extras: Any, path: tuple[Step, ...], place: int, value: StateDict) -> Any:
+def insert(extras: Any, path: tuple[Step, ...], place: int, value: StateDict) -> tuple[Any, list[str]]:
     """`extras` with a state dict back at `path`: the inverse of `remove`.
 
-    Containers on the way that are gone (they were opaque) are made anew as dicts.
+    An opaque object on the way cannot be written again: a dict with the state dict alone takes
+    its place, and the second result says so.
     """
     if not path:
-        return StateDict({**value.items, **extras}, value.versions)
+        return StateDict({**value.items, **extras}, value.versions), []
+    if isinstance(extras, Opaque):
+        inner, lost = insert({}, path, place, value)
+        return inner, [f"{extras.name}, the object around {path[0]} (a dict in its place)", *lost]
     step = path[0]
     members = dict(children(extras))
     if len(path) > 1:
-        inner = insert(members.get(step, {}), path[1:], place, value)
-        return _with(extras, step, inner) if step in members else {**extras, step: inner}
+        inner, lost = insert(members.get(step, {}), path[1:], place, value)
+        return (_with(extras, step, inner) if step in members else {**extras, step: inner}), lost
     if isinstance(extras, dict):
         if step in members:
-            return _with(extras, step, StateDict({**value.items, **members[step]}, value.versions))
+            return _with(extras, step, StateDict({**value.items, **members[step]}, value.versions)), []
         pairs: list[tuple[Any, Any]] = list(extras.items())
         pairs.insert(place, (step, value))
-        return _like(extras, dict(pairs))
+        return _like(extras, dict(pairs)), []
     items: list[Any] = list(extras)
     items.insert(place, value)
-    return type(extras)(items)
+    return type(extras)(items), []
 
 
 def optimizers(root: Any) -> list[str]:

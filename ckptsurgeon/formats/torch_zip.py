@@ -56,7 +56,7 @@ def read(file: File, descriptor: int, limits: Limits) -> Document:
         raise InputError(f"damaged zip archive: {error}", path=file.path) from None
     root = _root(members, file.path)
     pickled = _content(members[f"{root}data.pkl"], descriptor, file, limits)
-    locate = partial(_locate, file, members, root, _byteorder(members, root, descriptor, file))
+    locate = partial(_locate, file, members, root, _byteorder(members, root, descriptor, file, limits))
     try:
         tree, end = _pickle.loads(
             pickled, builders=builders(limits), persistent=persistent_loader(locate), limits=limits
@@ -101,15 +101,17 @@ def _content(member: Member, descriptor: int, file: File, limits: Limits) -> byt
     return data
 
 
-def _byteorder(members: dict[str, Member], root: str, descriptor: int, file: File) -> Literal["little", "big"]:
+def _byteorder(
+    members: dict[str, Member], root: str, descriptor: int, file: File, limits: Limits
+) -> Literal["little", "big"]:
     member = members.get(f"{root}byteorder")
     if member is None:
         return "little"
-    word = bytes(read_exactly(descriptor, min(member.packed, 16), member.offset, file.path))
+    word = _content(member, descriptor, file, limits)
     if word == b"big":
         return "big"
     if word != b"little":
-        raise InputError(f"{member.name} is {word!r}, neither little nor big", path=file.path)
+        raise InputError(f"{member.name} is {word[:16]!r}, neither little nor big", path=file.path)
     return "little"
 
 

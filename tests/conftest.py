@@ -1,0 +1,66 @@
+"""Fixtures that many tests share."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "fixtures" / "make"), str(ROOT / "fixtures")]
+
+from ckptsurgeon.cli.app import build  # noqa: E402
+
+
+@dataclass(frozen=True)
+class Ran:
+    """What a command did: exit code, stdout, stderr."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+
+@pytest.fixture(autouse=True)
+def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def ckpt() -> Any:
+    """Run a command in this process; anything but our own errors comes through as it is."""
+
+    def run(*words: object) -> Ran:
+        result = CliRunner().invoke(build(), [str(word) for word in words])
+        if result.exception is not None and not isinstance(result.exception, SystemExit):
+            raise result.exception
+        return Ran(result.exit_code, result.stdout, result.stderr)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def resnet_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The training bundle of `fixtures/make/resnet18.py`."""
+    import resnet18
+
+    path = tmp_path_factory.mktemp("resnet") / "resnet18-dataparallel.pth"
+    torch.save(resnet18.bundle(), path)
+    return path
+
+
+def leftovers() -> list[str]:
+    """Files that a failed command left in the current folder."""
+    return [name for name in os.listdir(".") if name.endswith(".part")]

@@ -1,0 +1,43 @@
+"""Builders and comparisons that do without the code under test. Comparing helpers assert."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+def bits(tensor: torch.Tensor) -> torch.Tensor:
+    """The bytes of a tensor, so that NaN and negative zero compare as they are."""
+    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    return flat.view(torch.uint8) if flat.numel() else flat.to(torch.uint8)
+
+
+def assert_same_tensor(got: torch.Tensor, want: torch.Tensor, name: str = "") -> None:
+    assert got.dtype == want.dtype, f"{name}: {got.dtype} is not {want.dtype}"
+    assert got.shape == want.shape, f"{name}: {list(got.shape)} is not {list(want.shape)}"
+    assert torch.equal(bits(got), bits(want)), f"{name}: other bytes"
+
+
+def assert_same_tensors(got: Mapping[str, Any], want: Mapping[str, Any], *, ordered: bool = True) -> None:
+    """Equal keys (in order), dtypes, shapes and bytes; `got` may be a Checkpoint."""
+    if ordered:
+        assert list(got) == list(want)
+    else:
+        assert set(got) == set(want)
+    for key, value in want.items():
+        found = got[key]
+        assert_same_tensor(found if isinstance(found, torch.Tensor) else found.read(), value, key)
+
+
+def save_legacy(obj: object, path: str | Path, protocol: int = 2) -> None:
+    """The stacked pickles that torch wrote before 1.6, by torch itself."""
+    torch.save(obj, path, _use_new_zipfile_serialization=False, pickle_protocol=protocol)
+
+
+def safetensors_bytes(header: bytes, data: bytes = b"") -> bytes:
+    """A safetensors file by hand."""
+    return struct.pack("<Q", len(header)) + header + data
