@@ -381,6 +381,7 @@ def _reconstructor(args: tuple[Any, ...]) -> Any:
 
 _BUILDERS: dict[str, Builder] = {
     "collections.OrderedDict": _ordered_dict,
+    "builtins.bytes": lambda args: Opaque("builtins.bytes", args) if args else b"",
     "builtins.set": _set,
     "_codecs.encode": _encode,
     "builtins.complex": _complex,

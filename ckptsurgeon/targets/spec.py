@@ -129,8 +129,11 @@ def _words(error: BaseException) -> str:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """What a model's code prints goes to stderr, and its warnings nowhere."""
-    with warnings.catch_warnings(), contextlib.redirect_stdout(sys.stderr):
+    """What a model's code prints goes to stderr, its warnings nowhere, and what it draws at random
+    leaves the caller's random state as it was."""
+    import torch
+
+    with warnings.catch_warnings(), contextlib.redirect_stdout(sys.stderr), torch.random.fork_rng(devices=[]):
         warnings.simplefilter("ignore")
         yield
 
@@ -250,7 +253,7 @@ def _build_light(spec: Spec, factory: Callable[[], Any]) -> Any:
     """The model on the meta device; quietly on the CPU where its code cannot do that."""
     import torch
 
-    with _quiet(), torch.random.fork_rng(devices=[]):
+    with _quiet():
         try:
             with torch.device("meta"):
                 return _module(spec, factory())
@@ -278,10 +281,10 @@ def _module(spec: Spec, made: Any) -> Any:
 
 
 def _build_seeded(spec: Spec, factory: Callable[[], Any], seed: int) -> torch.nn.Module:
-    """The model with real values on the CPU, from `seed`; the caller's random state is untouched."""
+    """The model with real values on the CPU, from `seed`."""
     import torch
 
-    with _quiet(), torch.random.fork_rng(devices=[]):
+    with _quiet():
         torch.manual_seed(seed)
         made: torch.nn.Module = _build(spec, factory)
         return made

@@ -1,0 +1,118 @@
+"""Where the state dict is, found by structure."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from collections import OrderedDict, defaultdict
+from typing import Any
+
+import pytest
+import torch
+
+import ckptsurgeon as cs
+
+
+def state(prefix: str = "", layers: int = 3) -> OrderedDict[str, torch.Tensor]:
+    return OrderedDict((f"{prefix}{i}.weight", torch.randn(2, 2)) for i in range(layers))
+
+
+def optimizer() -> dict[str, Any]:
+    parameter = torch.nn.Parameter(torch.ones(3))
+    made = torch.optim.Adam([parameter])
+    parameter.grad = torch.ones(3)
+    made.step()
+    return made.state_dict()
+
+
+FOUND = {
+    "the root": (state(), "."),
+    "a usual name": ({"epoch": 1, "state_dict": state()}, "state_dict"),
+    "an unusual name": ({"epoch": 1, "gewichte": state()}, "gewichte"),
+    "any depth": ({"a": {"b": {"c": {"model": state()}}}}, "a.b.c.model"),
+    "in a list": ([1, "x", state()], "2"),
+    "beside an optimizer": ({"model": state(), "optimizer": optimizer()}, "model"),
+    "an optimizer that is larger": ({"model": state(layers=1), "optim": {"main": optimizer()}}, "model"),
+    "beside loose tensors": ({"weights_of_mine": state(), "best": torch.tensor(1.0)}, "weights_of_mine"),
+    "beside random states": ({"model": state(), "rng": {"cpu": torch.get_rng_state()}}, "model"),
+    "beside a small criterion": ({"state_dict": state(layers=30), "criterion": {"weight": torch.ones(2)}}, "state_dict"),
+    "in a namespace": (Namespace(model=state(), lr=1), "model"),
+    "a defaultdict": ({"model": defaultdict(list, state())}, "model"),
+    "an empty state dict": ({}, "."),
+}
+
+
+@pytest.mark.parametrize("case", FOUND)
+def test_the_main_state_dict_is_found(case: str) -> None:
+    obj, select = FOUND[case]
+    torch.save(obj, "a.pth")
+    ckpt = cs.open("a.pth")
+    assert ckpt.origin.selected == select
+    assert all(key.endswith("weight") for key in ckpt)
+
+
+AMBIGUOUS = {
+    "a GAN": ({"netG": state(), "netD": state(), "step": 3}, ["netG", "netD"]),
+    "EMA beside the model": ({"model": state(), "ema": state(), "epoch": 1}, ["model", "ema"]),
+    "EMA beside the state dict": ({"state_dict": state(), "state_dict_ema": state()}, ["state_dict", "state_dict_ema"]),
+    "in a list": ([state(), state()], ["0", "1"]),
+    "a backbone and its head": ({"backbone": state(layers=40), "head": state(layers=1)}, ["backbone", "head"]),
+}
+
+
+@pytest.mark.parametrize("case", AMBIGUOUS)
+def test_several_state_dicts_are_listed_and_one_is_to_be_chosen(case: str, ckpt: Any) -> None:
+    obj, paths = AMBIGUOUS[case]
+    torch.save(obj, "a.pth")
+    ran = ckpt("ls", "a.pth")
+    assert ran.code == 0
+    assert [line.split()[0] for line in ran.out.splitlines()[1 : 1 + len(paths)]] == paths
+    assert [found["select"] for found in ckpt("ls", "a.pth", "--json").json["candidates"]] == paths
+    for command in (["diff", "a.pth", "a.pth"], ["convert", "a.pth", "b.pth"], ["remap", "a.pth", "-o", "b.pth"]):
+        ran = ckpt(*command)
+        assert (ran.code, ran.out) == (2, "")
+        assert f"{len(paths)} state dicts could be meant: {', '.join(paths)}; choose one with --select {paths[0]}" in ran.err
+    for path in paths:
+        assert cs.open("a.pth", select=path).origin.selected == path
+        assert ckpt("ls", "a.pth", "--select", path).out.startswith("key")
+
+
+def test_everything_at_once_is_the_root() -> None:
+    torch.save({"netG": state(), "netD": state(), "step": 3, "optimizer": optimizer()}, "a.pth")
+    ckpt = cs.open("a.pth", select=".")
+    assert list(ckpt) == [f"{net}.{i}.weight" for net in ("netG", "netD") for i in range(3)]
+    assert set(ckpt.extras) == {"step", "optimizer"}
+
+
+def test_what_is_not_chosen_stays_in_the_extras() -> None:
+    torch.save({"netG": state(), "netD": state(), "step": 3}, "a.pth")
+    ckpt = cs.open("a.pth", select="netD")
+    assert list(ckpt.extras) == ["netG", "step"]
+    assert list(ckpt.extras["netG"]) == ["0.weight", "1.weight", "2.weight"]
+
+
+def test_select_reaches_what_is_no_candidate() -> None:
+    torch.save({"model": state(), "optimizer": optimizer()}, "a.pth")
+    assert list(cs.open("a.pth", select="optimizer.state.0")) == ["step", "exp_avg", "exp_avg_sq"]
+
+
+def test_keys_with_dots_can_be_selected() -> None:
+    torch.save({"v1.0": {"ema.model": state(), "model": state()}}, "a.pth")
+    assert cs.open("a.pth", select="v1.0.ema.model").origin.select == ("v1.0", "ema.model")
+
+
+def test_a_selection_that_is_not_there_names_those_that_are(ckpt: Any) -> None:
+    torch.save({"netG": state(), "netD": state()}, "a.pth")
+    for select in ("netX", "netG.0", "", "..", "netG.0.weight.x"):
+        ran = ckpt("ls", "a.pth", "--select", select)
+        assert ran.code == 2
+        assert "names nothing with tensors in it; state dicts: netG, netD" in ran.err
+
+
+def test_shared_and_cyclic_objects_are_walked_once() -> None:
+    inner: list[Any] = []
+    for _ in range(60):
+        inner = [inner, inner]
+    cycle: dict[str, Any] = {"deep": inner, "model": state()}
+    cycle["again"] = cycle
+    torch.save(cycle, "a.pth")
+    assert cs.open("a.pth").origin.selected == "model"
