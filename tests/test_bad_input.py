@@ -190,7 +190,9 @@ DAMAGE = {
     "a suffix": lambda raw: raw + b"more",
     "two archives": lambda raw: raw + raw,
     "another name in place": lambda raw: raw.replace(b"a/data/0", b"a/data/9", 1),
-    "another size in the directory": lambda raw: raw.replace(b"PK\1\2", b"PK\1\2", 1)[:-22] + raw[-22:-12] + b"\xff\xff" + raw[-10:],
+    "another size in the directory": lambda raw: (
+        raw.replace(b"PK\1\2", b"PK\1\2", 1)[:-22] + raw[-22:-12] + b"\xff\xff" + raw[-10:]
+    ),
     "a pickle that is not its checksum": lambda raw: raw.replace(b"state_dict", b"state_dicT", 1),
 }
 
@@ -212,4 +214,8 @@ def test_keys_are_data_on_a_terminal(ckpt: Any) -> None:
     assert "\x1b" not in ran.out
     assert "\u202e" not in ran.out
     assert r"a\x1b[31m\nb" in ran.out
-    assert [entry["key"] for entry in ckpt("ls", "a.pth", "--json").json["tensors"]] == ["a\x1b[31m\nb", "\u202eevil", ""]
+    assert [entry["key"] for entry in ckpt("ls", "a.pth", "--json").json["tensors"]] == [
+        "a\x1b[31m\nb",
+        "\u202eevil",
+        "",
+    ]

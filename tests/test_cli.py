@@ -37,7 +37,10 @@ def test_ls_prints_one_whole_row_a_key(ckpt: Any) -> None:
 
 
 def test_ls_match_limit_and_stats(ckpt: Any) -> None:
-    torch.save({"a.w": torch.tensor([1.0, 3.0, float("nan"), float("inf")]), "a.b": torch.arange(4), "c": torch.ones(1)}, "a.pth")
+    torch.save(
+        {"a.w": torch.tensor([1.0, 3.0, float("nan"), float("inf")]), "a.b": torch.arange(4), "c": torch.ones(1)},
+        "a.pth",
+    )
     assert [e["key"] for e in ckpt("ls", "a.pth", "--match", r"^a\.", "--json").json["tensors"]] == ["a.w", "a.b"]
     ran = ckpt("ls", "a.pth", "--limit", "1")
     assert "… and 2 more keys (--limit)" in ran.out

@@ -23,11 +23,13 @@ from ckptsurgeon.inert import Opaque
 
 PLAIN = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text() | st.binary(),
-    lambda inner: st.lists(inner)
-    | st.lists(inner).map(tuple)
-    | st.dictionaries(st.text() | st.integers(), inner)
-    | st.sets(st.integers())
-    | st.dictionaries(st.text(), inner).map(OrderedDict),
+    lambda inner: (
+        st.lists(inner)
+        | st.lists(inner).map(tuple)
+        | st.dictionaries(st.text() | st.integers(), inner)
+        | st.sets(st.integers())
+        | st.dictionaries(st.text(), inner).map(OrderedDict)
+    ),
     max_leaves=12,
 )
 

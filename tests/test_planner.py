@@ -191,7 +191,9 @@ def test_when_target_applies_a_rename_key_by_key() -> None:
 
 
 def test_when_target_without_effect_or_without_a_target() -> None:
-    (problem,) = made({"a.net.b": W}, r"\.net\. => . when=target", to={"x": 1} and Net(), unexpected="keep", missing="skip").problems
+    (problem,) = made(
+        {"a.net.b": W}, r"\.net\. => . when=target", to={"x": 1} and Net(), unexpected="keep", missing="skip"
+    ).problems
     assert "makes no name of the target: 'a.b' is no name of the Net" in str(problem)
     (problem,) = made({"a.net.b": W}, r"\.net\. => . when=target").problems
     assert "needs a target" in str(problem)
@@ -292,9 +294,17 @@ def test_dtype_casts_floating_tensors_only() -> None:
 
 
 def test_versions_are_renamed_with_the_keys() -> None:
-    versions = {"": {"version": 1}, "a": {"version": 1}, "a.0": {"version": 2}, "a.relu": {"version": 1}, "fc": {"v": 3}}
+    versions = {
+        "": {"version": 1},
+        "a": {"version": 1},
+        "a.0": {"version": 2},
+        "a.relu": {"version": 1},
+        "fc": {"v": 3},
+    }
     before = ["a.0.w", "a.0.b", "fc.w"]
     moved = renamed_versions(versions, before, [("a.0.w", "net.x.0.w"), ("a.0.b", "net.x.0.b")])
     assert moved == {"net.x": {"version": 1}, "net.x.0": {"version": 2}, "net.x.relu": {"version": 1}}
-    stripped = renamed_versions({"": {}, "module": {"version": 9}, "module.a": {"version": 2}}, ["module.a.w"], [("module.a.w", "a.w")])
+    stripped = renamed_versions(
+        {"": {}, "module": {"version": 9}, "module.a": {"version": 2}}, ["module.a.w"], [("module.a.w", "a.w")]
+    )
     assert stripped == {"": {"version": 9}, "a": {"version": 2}}

@@ -34,7 +34,10 @@ FOUND = {
     "an optimizer that is larger": ({"model": state(layers=1), "optim": {"main": optimizer()}}, "model"),
     "beside loose tensors": ({"weights_of_mine": state(), "best": torch.tensor(1.0)}, "weights_of_mine"),
     "beside random states": ({"model": state(), "rng": {"cpu": torch.get_rng_state()}}, "model"),
-    "beside a small criterion": ({"state_dict": state(layers=30), "criterion": {"weight": torch.ones(2)}}, "state_dict"),
+    "beside a small criterion": (
+        {"state_dict": state(layers=30), "criterion": {"weight": torch.ones(2)}},
+        "state_dict",
+    ),
     "in a namespace": (Namespace(model=state(), lr=1), "model"),
     "a defaultdict": ({"model": defaultdict(list, state())}, "model"),
     "an empty state dict": ({}, "."),
@@ -70,7 +73,10 @@ def test_several_state_dicts_are_listed_and_one_is_to_be_chosen(case: str, ckpt:
     for command in (["diff", "a.pth", "a.pth"], ["convert", "a.pth", "b.pth"], ["remap", "a.pth", "-o", "b.pth"]):
         ran = ckpt(*command)
         assert (ran.code, ran.out) == (2, "")
-        assert f"{len(paths)} state dicts could be meant: {', '.join(paths)}; choose one with --select {paths[0]}" in ran.err
+        assert (
+            f"{len(paths)} state dicts could be meant: {', '.join(paths)}; choose one with --select {paths[0]}"
+            in ran.err
+        )
     for path in paths:
         assert cs.open("a.pth", select=path).origin.selected == path
         assert ckpt("ls", "a.pth", "--select", path).out.startswith("key")

@@ -96,7 +96,9 @@ def test_a_copy_has_a_storage_of_its_own() -> None:
 
 
 def test_the_versions_of_a_state_dict_are_carried_and_renamed() -> None:
-    model = torch.nn.DataParallel(torch.nn.Sequential(torch.nn.Conv2d(1, 2, 1), torch.nn.BatchNorm2d(2), torch.nn.ReLU()))
+    model = torch.nn.DataParallel(
+        torch.nn.Sequential(torch.nn.Conv2d(1, 2, 1), torch.nn.BatchNorm2d(2), torch.nn.ReLU())
+    )
     torch.save(model.state_dict(), "a.pth")
     cs.remap("a.pth", "b.pth", ["strip module."])
     got, want = torch.load("b.pth", weights_only=True), model.module.state_dict()
@@ -149,7 +151,9 @@ def test_without_keep_extras_the_file_is_the_flat_state_dict() -> None:
 def test_opaque_extras_are_left_out_by_name() -> None:
     from argparse import Namespace
 
-    torch.save({"args": Namespace(lr=0.1), "deep": [1, Namespace()], "model": {"w": torch.ones(2)}, "epoch": 1}, "a.pth")
+    torch.save(
+        {"args": Namespace(lr=0.1), "deep": [1, Namespace()], "model": {"w": torch.ones(2)}, "epoch": 1}, "a.pth"
+    )
     written = cs.convert("a.pth", "b.pth", keep_extras=True)
     assert written.lost == ("args (argparse.Namespace)", "deep.1 (argparse.Namespace; None in its place)")
     got = torch.load("b.pth", weights_only=True)

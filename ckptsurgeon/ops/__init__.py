@@ -1,6 +1,6 @@
 """What can be done to tensors: a registry, and its entries by family."""
 
-from ckptsurgeon.ops import layout, names, values
+from ckptsurgeon.ops import names, layout, values  # isort: skip  # the order of the documentation
 from ckptsurgeon.ops._registry import OPERATIONS, Args, Match, Operation, OperationError, Param, register
 from ckptsurgeon.ops._views import reshaped
 

@@ -25,7 +25,7 @@ def convert(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Write a checkpoint in another format or dtype, with every tensor of its state dict."""
+    """Write the same tensors in another format or dtype."""
     from ckptsurgeon import surgery
     from ckptsurgeon.report import planned
 

@@ -33,9 +33,10 @@ def diff(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Compare names, shapes and dtypes; exit 0 when they are the same, 1 when they differ.
+    """Compare a checkpoint with a model or another checkpoint.
 
-    Against a model dtypes are shown, but do not count. A model spec names code that is run:
+    Names, shapes and dtypes count; exit 0 when they are the same, 1 when they differ. Against a
+    model dtypes are shown, but do not count. A model spec names code that is run:
     torchvision:NAME, timm:NAME, transformers:FOLDER, package.module:factory, file.py:factory.
     """
     from ckptsurgeon import surgery

@@ -56,11 +56,11 @@ def remap(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Rename, drop, reshape and cast tensors by rules, and write a clean checkpoint.
+    """Change a checkpoint by rules, and write a clean one.
 
-    Nothing unresolved is ever written: a rule that matches nothing, two tensors of one name, and
-    with --to every key that is unexpected, missing or of another shape, is a problem (exit 1)
-    unless a policy settles it. --fit settles all of them.
+    Rules rename, drop, reshape and cast tensors. Nothing unresolved is ever written: a rule that
+    matches nothing, two tensors of one name, and with --to every key that is unexpected, missing
+    or of another shape, is a problem (exit 1) unless a policy settles it. --fit settles all of them.
     """
     from ckptsurgeon import surgery
     from ckptsurgeon.errors import UsageError

@@ -1,0 +1,124 @@
+"""Docs cannot lie: every block of code in them is run and its output compared, or it says why not."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import reference
+import torch
+from conftest import ROOT
+from markdown_it import MarkdownIt
+
+PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
+NOT_RUN = "<!-- not run: "
+
+
+def blocks(page: Path) -> list[tuple[str, str, int]]:
+    """Language, text and line of the fenced blocks that do not say why they are not run."""
+    found: list[tuple[str, str, int]] = []
+    excused = False
+    for token in MarkdownIt().parse(page.read_text()):
+        if token.type == "html_block":
+            excused = token.content.startswith(NOT_RUN)
+        elif token.type == "fence":
+            if not excused:
+                found.append((token.info, token.content, (token.map or [0])[0] + 1))
+            excused = False
+    return found
+
+
+def run(command: str) -> str:
+    """What a command prints on both streams."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    env = {**os.environ, "PATH": path, "COLUMNS": "100"}
+    ran = subprocess.run(command, shell=True, capture_output=True, text=True, check=False, env=env)
+    return ran.stdout + ran.stderr
+
+
+def check_console(text: str, where: str) -> None:
+    commands: list[tuple[str, list[str]]] = []
+    for line in text.splitlines():
+        if line.startswith("$ "):
+            commands.append((line[2:], []))
+        elif line.startswith("> ") and commands and not commands[-1][1]:
+            commands[-1] = (f"{commands[-1][0]}\n{line[2:]}", [])
+        else:
+            commands[-1][1].append(line)
+    for command, expected in commands:
+        assert run(command).rstrip().splitlines() == [line.rstrip() for line in expected], f"{where}: {command}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_the_blocks_of_a_page_run_as_they_say(page: Path, resnet_bundle: Path) -> None:
+    os.symlink(resnet_bundle, "resnet18-dataparallel.pth")
+    os.symlink(ROOT / "fixtures", "fixtures")
+    names: dict[str, Any] = {"torch": torch}
+    for language, text, line in blocks(page):
+        where = f"{page.name}:{line}"
+        if language == "console":
+            check_console(text, where)
+        elif language == "python":
+            exec(compile(text, where, "exec"), names)
+        elif language == "yaml":
+            import ckptsurgeon as cs
+
+            Path("recipe.yaml").write_text(text)
+            assert cs.Recipe.load("recipe.yaml").rules
+        else:
+            pytest.fail(f"{where}: a block of {language or 'no language'} is not run and does not say why")
+
+
+@pytest.mark.parametrize("name", reference.PAGES)
+def test_the_made_pages_are_what_the_code_makes(name: str) -> None:
+    assert (ROOT / "docs" / name).read_text() == reference.PAGES[name](), "run: python tests/reference.py"
+
+
+def test_links_between_pages_lead_somewhere() -> None:
+    import re
+
+    for page in PAGES:
+        for target in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text()):
+            assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def fields(value: Any, path: str = "") -> set[str]:
+    """The dotted places of everything in a JSON object; `[]` stands for the members of a list."""
+    if isinstance(value, dict):
+        return {path} - {""} | {p for key, inner in value.items() for p in fields(inner, f"{path}.{key}".lstrip("."))}
+    if isinstance(value, list) and value and isinstance(value[0], dict):
+        return {path} | {p for inner in value for p in fields(inner, f"{path}[]")} - {f"{path}[]"}
+    return {path}
+
+
+def documented(schema: str) -> set[str]:
+    """The fields that docs/json.md lists for a schema."""
+    text = (ROOT / "docs" / "json.md").read_text()
+    section = text.split(f"`{schema}`", 1)[1].split("\n## ", 1)[0]
+    return {line.split("`")[1] for line in section.splitlines() if line.startswith("| `")}
+
+
+def test_the_json_objects_have_exactly_the_documented_fields(ckpt: Any, resnet_bundle: Path) -> None:
+    torch.save({"netG": {"w": torch.ones(2)}, "netD": {"w": torch.ones(2)}}, "gan.pth")
+    spec = "torchvision:resnet18,num_classes=10"
+    seen: dict[str, set[str]] = {}
+    for words in (
+        ["ls", resnet_bundle, "--stats", "--limit", "3"],
+        ["ls", "gan.pth"],
+        ["ls", "--tree", resnet_bundle],
+        ["diff", resnet_bundle, spec],
+        ["diff", resnet_bundle, spec, "--rule", "strip module."],
+        ["remap", resnet_bundle, "--to", spec, "--fit", "-o", "b.pth"],
+        ["remap", resnet_bundle, "--to", spec, "--dry-run"],
+    ):
+        data = ckpt(*words, "--json").json
+        seen.setdefault(data["schema"], set()).update(fields(data))
+    assert set(seen) == {"ckptsurgeon.ls/1", "ckptsurgeon.tree/1", "ckptsurgeon.diff/1", "ckptsurgeon.remap/1"}
+    for schema, got in seen.items():
+        told = documented(schema)
+        free = ("metadata.", "dropped.", "missing.", "mismatched.", "tree.")
+        assert {f for f in got if not f.startswith(free)} == {f for f in told if not f.startswith(free)}, schema

@@ -1,0 +1,261 @@
+"""What people do by hand, on the models they do it to: one test for each row of docs/from-snippets.md.
+
+The checkpoint is that of `fixtures/make/resnet18.py`; what is written is loaded strictly by torch
+and must give the forward pass of the weights that it was made from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torchvision
+from conftest import ROOT
+from helpers import assert_same_tensor, assert_same_tensors, save_legacy
+from resnet18 import telling
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+import ckptsurgeon as cs
+
+SPEC = "torchvision:resnet18,num_classes=10"
+
+
+@pytest.fixture(scope="module")
+def trained() -> nn.Module:
+    """The ResNet-18 of 1000 classes that the bundle was saved from, after its one step of training."""
+    import resnet18
+
+    model = torchvision.models.resnet18()
+    state = resnet18.bundle()["state_dict"]
+    model.load_state_dict({key.removeprefix("module."): value for key, value in state.items()})
+    return model.eval()
+
+
+def loaded(path: str, **how: Any) -> nn.Module:
+    """A new ResNet-18 that loads a file strictly."""
+    model = torchvision.models.resnet18(**how)
+    state = load_file(path) if path.endswith(".safetensors") else torch.load(path, weights_only=True)
+    model.load_state_dict(state, strict=True)
+    return model.eval()
+
+
+def features(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """Everything before the head."""
+    return nn.Sequential(*list(model.children())[:-1])(x).flatten(1)
+
+
+def assert_same_but_head(got: Mapping[str, torch.Tensor], want: Mapping[str, torch.Tensor]) -> None:
+    assert list(got) == list(want)
+    for key, value in want.items():
+        if not key.startswith("fc."):
+            assert_same_tensor(got[key], value, key)
+
+
+X = torch.linspace(-1, 1, 2 * 3 * 64 * 64).reshape(2, 3, 64, 64)
+
+
+def test_s1_load_what_matches(ckpt: Any, resnet_bundle: Path, trained: nn.Module) -> None:
+    """Keys that the model lacks are dropped, the rest of the model stays as it is built, and both are said."""
+    words = ["--rule", "strip module.", "--rule", r"drop ^fc\.", "--to", SPEC]
+    ran = ckpt("remap", resnet_bundle, *words, "--unexpected", "drop", "--missing", "init", "-o", "a.safetensors")
+    assert ran.code == 0
+    assert "fc.weight: initialised as" in ran.out
+    model = loaded("a.safetensors", num_classes=10)
+    assert_same_but_head(model.state_dict(), trained.state_dict())
+    assert torch.equal(features(model, X), features(trained, X))
+    torch.manual_seed(0)
+    assert_same_tensor(model.fc.weight.detach(), torchvision.models.resnet18(num_classes=10).fc.weight.detach())
+
+    mine = telling(torchvision.models.resnet18(num_classes=10), seed=4).eval()
+    head = mine.fc.weight.detach().clone()
+    report = cs.load_into(mine, resnet_bundle, [r"strip module.", r"drop ^fc\."], unexpected="drop", missing="init")
+    assert report.kept == ("fc.weight", "fc.bias")
+    assert report.dropped == ("fc.weight", "fc.bias")
+    assert torch.equal(features(mine, X), features(trained, X))
+    assert_same_tensor(mine.fc.weight.detach(), head)
+
+
+def test_s2_coverage_and_a_gate_instead_of_two_lists(ckpt: Any, resnet_bundle: Path) -> None:
+    ran = ckpt("diff", resnet_bundle, SPEC, "--rule", "strip module.", "--json")
+    assert ran.code == 1
+    found = ran.json
+    assert found["counts"] == {"matched": 120, "shape": 2, "dtype": 0, "missing": 0, "unexpected": 0}
+    assert found["coverage"]["by_tensors"] == 120 / 122
+    assert found["coverage"]["by_numel"] == pytest.approx(1 - 5130 / 11_191_262)
+    gate = ["diff", resnet_bundle, SPEC, "--rule", "strip module.", "--min-coverage"]
+    assert ckpt(*gate, "0.98").code == 0
+    assert ckpt(*gate, "0.99").code == 1
+
+
+@pytest.mark.parametrize("prefix", ["module.", "module.base_model."])
+def test_s3_a_prefix_on_one_side(ckpt: Any, trained: nn.Module, prefix: str) -> None:
+    """Stripped where the model has it not, added where it has; by rule, and found by itself."""
+    state = trained.state_dict()
+    wrapped = {prefix + key: value for key, value in state.items()}
+    torch.save(wrapped, "wrapped.pth")
+    torch.save(state, "plain.pth")
+    for source, rule, target, want in (
+        ("wrapped.pth", f"strip {prefix}", "plain.pth", state),
+        ("plain.pth", f"prefix {prefix}", "wrapped.pth", wrapped),
+    ):
+        for output, how in (("ruled.pth", ["--rule", rule]), ("fitted.pth", ["--fit"])):
+            assert ckpt("remap", source, "--to", target, *how, "-o", output, "--force").code == 0
+            assert_same_tensors(torch.load(output, weights_only=True), want)
+        assert f"{rule} (found by --fit)" in ckpt("remap", source, "--to", target, "--fit", "--dry-run").out
+
+
+class Unit(nn.Module):
+    """A layer that somebody wrapped."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.net(x)
+
+
+def with_net() -> nn.Module:
+    """A ResNet-18 in which the first convolution and one downsampling are wrapped."""
+    model = torchvision.models.resnet18()
+    model.conv1 = Unit(model.conv1)
+    model.layer2[0].downsample[0] = Unit(model.layer2[0].downsample[0])
+    return model
+
+
+def test_s4_net_inside_the_keys_of_one_side_only(trained: nn.Module) -> None:
+    """Removed where the shorter key exists in the model, added where the longer one does; one by one."""
+    torch.save(trained.state_dict(), "plain.pth")
+    there = cs.plan("plain.pth", [r"\.(weight)$ => .net.\1 when=target"], with_net()).check()
+    assert [edge for step in there.steps for edge in step.edges] == [
+        (("conv1.weight",), ("conv1.net.weight",)),
+        (("layer2.0.downsample.0.weight",), ("layer2.0.downsample.0.net.weight",)),
+    ]
+    cs.save(there.result, "net.pth")
+    model = with_net()
+    model.load_state_dict(torch.load("net.pth", weights_only=True), strict=True)
+    assert torch.equal(model.eval()(X), trained(X))
+    back = cs.remap("net.pth", "back.pth", [r"\.net\. => . when=target"], "torchvision:resnet18")
+    assert_same_tensors(torch.load(back.path, weights_only=True), trained.state_dict())
+
+
+def test_s5_the_symmetric_difference(ckpt: Any, resnet_bundle: Path) -> None:
+    left = set(cs.open(resnet_bundle))
+    right = set(torchvision.models.resnet18().state_dict())
+    rows = ckpt("diff", resnet_bundle, "torchvision:resnet18", "--json").json["keys"]
+    assert {row["key"] for row in rows if row["status"] == "unexpected"} == left - right
+    assert {row["key"] for row in rows if row["status"] == "missing"} == right - left
+
+
+def test_s6_a_new_data_set_has_other_classes(ckpt: Any, resnet_bundle: Path, trained: nn.Module) -> None:
+    """By name, or found by its shape."""
+    base = ["remap", resnet_bundle, "--rule", "strip module.", "--to", SPEC, "--missing", "init"]
+    assert ckpt(*base, "--rule", r"drop ^fc\.", "-o", "named.pth").code == 0
+    assert ckpt(*base, "--mismatched", "drop", "-o", "found.pth").code == 0
+    assert_same_tensors(torch.load("named.pth", weights_only=True), torch.load("found.pth", weights_only=True))
+    assert torch.equal(features(loaded("found.pth", num_classes=10), X), features(trained, X))
+
+
+def test_s7_another_modality_does_not_load_the_first_convolution(resnet_bundle: Path, trained: nn.Module) -> None:
+    model = telling(torchvision.models.resnet18(), seed=4)
+    model.conv1 = nn.Conv2d(10, 64, 7, 2, 3, bias=False)
+    first = model.conv1.weight.detach().clone()
+    report = cs.load_into(model, resnet_bundle, ["strip module.", r"drop ^conv1\.weight$"], missing="init")
+    assert report.kept == ("conv1.weight",)
+    want = {**trained.state_dict(), "conv1.weight": first}
+    assert_same_tensors(model.state_dict(), want)
+
+
+def test_s8_sizes_of_one_are_squeezed_and_unsqueezed(ckpt: Any, trained: nn.Module) -> None:
+    state = dict(trained.state_dict())
+    state["conv1.weight"] = state["conv1.weight"].unsqueeze(2)
+    state["fc.bias"] = state["fc.bias"][None]
+    torch.save(state, "a.pth")
+    rules = ["--rule", r"squeeze ^conv1\.weight$ 2", "--rule", r"squeeze ^fc\.bias$"]
+    assert ckpt("remap", "a.pth", *rules, "--to", "torchvision:resnet18", "-o", "ruled.pth").code == 0
+    assert (
+        ckpt("remap", "a.pth", "--mismatched", "reshape", "--to", "torchvision:resnet18", "-o", "found.pth").code == 0
+    )
+    for output in ("ruled.pth", "found.pth"):
+        assert torch.equal(loaded(output)(X), trained(X))
+    inverse = ["--rule", r"unsqueeze ^conv1\.weight$ 2", "--rule", r"unsqueeze ^fc\.bias$ 0"]
+    assert ckpt("remap", "ruled.pth", *inverse, "-o", "back.pth").code == 0
+    assert_same_tensors(torch.load("back.pth", weights_only=True), state)
+
+
+def test_s16_a_replaced_last_layer_and_a_replaced_inner_convolution(resnet_bundle: Path, trained: nn.Module) -> None:
+    alexnet = telling(torchvision.models.alexnet())
+    save_file({key: value.contiguous() for key, value in alexnet.state_dict().items()}, "alexnet.safetensors")
+    model = telling(torchvision.models.alexnet(num_classes=7), seed=4).eval()
+    head = {key: value.clone() for key, value in model.state_dict().items() if key.startswith("classifier.6")}
+    report = cs.load_into(model, "alexnet.safetensors", fit=True)
+    assert report.kept == ("classifier.6.weight", "classifier.6.bias")
+    assert_same_tensors(model.state_dict(), {**alexnet.state_dict(), **head})
+
+    model = torchvision.models.resnet18()
+    model.layer2[0].conv1 = nn.Conv2d(64, 256, 3, 2, 1, bias=False)
+    model.layer2[0].bn1 = nn.BatchNorm2d(256)
+    model.layer2[0].conv2 = nn.Conv2d(256, 128, 3, 1, 1, bias=False)
+    new = {key for key, value in model.state_dict().items() if value.shape != trained.state_dict()[key].shape}
+    norm = [f"bn1.{name}" for name in ("weight", "bias", "running_mean", "running_var")]
+    assert new == {f"layer2.0.{name}" for name in ("conv1.weight", *norm, "conv2.weight")}
+    partly = cs.load_into(model, resnet_bundle, fit=True, mismatched="overlap")
+    assert set(partly.partly) == new
+    assert_same_tensor(model.layer2[0].conv1.weight.detach()[:128], trained.layer2[0].conv1.weight.detach())
+    assert set(cs.load_into(model, resnet_bundle, fit=True).kept) == new
+
+
+class Segmenter(nn.Module):
+    """A ResNet-18 with a transposed convolution and a new classifier, as in the write-up."""
+
+    def __init__(self, num_classes: int = 5) -> None:
+        super().__init__()
+        base = torchvision.models.resnet18()
+        self.conv1, self.bn1, self.relu, self.maxpool = base.conv1, base.bn1, base.relu, base.maxpool
+        self.layer1, self.layer2, self.layer3, self.layer4 = base.layer1, base.layer2, base.layer3, base.layer4
+        self.convtranspose1 = nn.ConvTranspose2d(512, 64, 3, 2, 1, 1, bias=False)
+        self.avgpool = nn.AdaptiveAvgPool2d(1)
+        self.fclass = nn.Linear(64, num_classes)
+
+    def body(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
+        return self.layer4(self.layer3(self.layer2(self.layer1(x))))
+
+
+def test_s17_pretrained_weights_into_a_changed_network(resnet_bundle: Path, trained: nn.Module) -> None:
+    model = Segmenter().eval()
+    new = {key: value.clone() for key, value in model.state_dict().items() if key.startswith(("convt", "fclass"))}
+    report = cs.load_into(model, resnet_bundle, ["strip module."], unexpected="drop", missing="init")
+    assert report.kept == ("convtranspose1.weight", "fclass.weight", "fclass.bias")
+    assert report.dropped == ("fc.weight", "fc.bias")
+    assert torch.equal(model.body(X), nn.Sequential(*list(trained.children())[:-2])(X))
+    assert_same_tensors({key: model.state_dict()[key] for key in new}, new)
+
+
+def test_s22_what_was_saved_on_a_gpu_is_written_for_any_machine(ckpt: Any, trained: nn.Module) -> None:
+    """`torch.load` refuses the file without a GPU; ours comes out clean, and loads where the model is."""
+    save_legacy(trained.state_dict(), "cpu.pth")
+    raw = Path("cpu.pth").read_bytes()
+    tag = b"X\x03\x00\x00\x00cpu"
+    assert raw.count(tag) == 1
+    Path("gpu.pth").write_bytes(raw.replace(tag, b"X\x06\x00\x00\x00cuda:3"))
+    with pytest.raises(RuntimeError, match="CUDA"):
+        torch.load("gpu.pth", weights_only=True)
+    for output in ("clean.pth", "clean.safetensors"):
+        assert ckpt("convert", "gpu.pth", output).code == 0
+        assert torch.equal(loaded(output)(X), trained(X))
+    model = torchvision.models.resnet18().to(torch.float64)
+    cs.load_into(model, "gpu.pth")
+    assert model.conv1.weight.dtype == torch.float64
+    assert torch.equal(model.conv1.weight.float(), trained.conv1.weight)
+
+
+def test_every_row_of_the_page_is_tested_here() -> None:
+    page = (ROOT / "docs" / "from-snippets.md").read_text()
+    rows = {line.split("|")[1].strip().lower() for line in page.splitlines() if line.startswith("| S")}
+    tests = {name.split("_")[1] for name in globals() if name.startswith("test_s") and name.split("_")[1][1:].isdigit()}
+    assert rows == tests == {"s1", "s2", "s3", "s4", "s5", "s6", "s7", "s8", "s16", "s17", "s22"}
