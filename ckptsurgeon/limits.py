@@ -18,8 +18,6 @@ class Limits:
     """The pickle of a torch file, without its tensors."""
     opcodes: int = 200_000_000
     """Steps of one pickle."""
-    memo: int = 50_000_000
-    """Objects that one pickle remembers."""
     archive_members: int = 20_000_000
     """Members of one zip archive."""
     dimensions: int = 64

@@ -82,21 +82,41 @@ class _Machine:
         self.globals: dict[str, Opaque] = {}
 
     def run(self) -> Any:
-        data, steps, size = self.data, 0, len(self.data)
-        while True:
-            if self.at >= size:
-                raise Truncated(f"the pickle ends at byte {size} without a STOP")
-            opcode = data[self.at]
-            self.at += 1
-            if opcode == 0x2E:  # STOP
-                return self.stack.pop()
-            act = _ACTIONS.get(opcode)
-            if act is None:
-                raise BadPickle(f"byte {self.at - 1} ({opcode:#04x}) is no opcode that data needs")
-            act(self)
+        """The opcodes that make up nearly all of a state dict are done in this loop, the rest by `_ACTIONS`."""
+        data, memo, most = self.data, self.memo, self.limits.opcodes
+        size, steps = len(data), 0
+        while steps <= most:
             steps += 1
-            if steps > self.limits.opcodes or len(self.memo) > self.limits.memo:
-                raise BadPickle(f"more than {self.limits.opcodes} steps or {self.limits.memo} memo entries")
+            at = self.at
+            if at >= size:
+                break
+            opcode = data[at]
+            self.at = at + 1
+            if opcode == 0x71 and at + 1 < size:  # BINPUT
+                memo[data[at + 1]] = self.stack[-1]
+                self.at = at + 2
+            elif opcode == 0x72 and at + 4 < size:  # LONG_BINPUT
+                memo[int.from_bytes(data[at + 1 : at + 5], "little")] = self.stack[-1]
+                self.at = at + 5
+            elif opcode == 0x68 and at + 1 < size:  # BINGET
+                self.stack.append(memo[data[at + 1]])
+                self.at = at + 2
+            elif opcode == 0x4B and at + 1 < size:  # BININT1
+                self.stack.append(data[at + 1])
+                self.at = at + 2
+            elif opcode == 0x28:  # MARK
+                self.marks.append(self.stack)
+                self.stack = []
+            elif opcode == 0x2E:  # STOP
+                return self.stack.pop()
+            else:
+                act = _ACTIONS.get(opcode)
+                if act is None:
+                    raise BadPickle(f"byte {at} ({opcode:#04x}) is no opcode that data needs")
+                act(self)
+        if steps > most:
+            raise BadPickle(f"more than {most} steps")
+        raise Truncated(f"the pickle ends at byte {size} without a STOP")
 
     # -- reading arguments -------------------------------------------------------------------
 
@@ -182,11 +202,6 @@ def _push(make: Callable[[_Machine], Any]) -> Callable[[_Machine], None]:
         machine.stack.append(make(machine))
 
     return act
-
-
-def _mark(machine: _Machine) -> None:
-    machine.marks.append(machine.stack)
-    machine.stack = []
 
 
 def _tuple(machine: _Machine) -> None:
@@ -392,7 +407,6 @@ _BUILDERS: dict[str, Builder] = {
 _ACTIONS: dict[int, Callable[[_Machine], None]] = {
     ord(code): act
     for code, act in {
-        "(": _mark,
         "0": _pop,
         "1": lambda m: (m.pop_mark(), None)[1],
         "2": lambda m: m.stack.append(m.stack[-1]),
