@@ -13,8 +13,8 @@ from difflib import get_close_matches
 from math import prod
 from typing import TYPE_CHECKING, Literal
 
-from ckptsurgeon import wrappers
-from ckptsurgeon.checkpoint import Checkpoint, Target, Versions
+from ckptsurgeon import versions, wrappers
+from ckptsurgeon.checkpoint import Checkpoint, Target
 from ckptsurgeon.dtypes import DType
 from ckptsurgeon.errors import PlanError, Problem, UsageError
 from ckptsurgeon.ops import Match, OperationError, reshaped
@@ -342,8 +342,8 @@ class _Work:
 
     def finish(self) -> Plan:
         pairs = [(self.origin[key], key) for key in self.refs if key in self.origin]
-        versions = renamed_versions(self.source.versions, list(self.source), pairs)
-        result = self.source.replace(tensors=self.refs, versions=versions)
+        renamed = versions.renamed(self.source.versions, list(self.source), pairs)
+        result = self.source.replace(tensors=self.refs, versions=renamed)
         return Plan(
             self.source,
             self.target,
@@ -381,45 +381,3 @@ def _way_out(policy: Mismatched) -> str:
     if policy == "overlap":
         return "; the numbers of dimensions differ: use a rule, or --mismatched drop"
     return "; use a rule, or --mismatched drop|reshape|overlap"
-
-
-def renamed_versions(versions: Versions, before: Sequence[str], pairs: Sequence[tuple[str, str]]) -> Versions:
-    """torch's `_metadata`, with its module prefixes renamed as the keys were.
-
-    `before` are all keys of the source, `pairs` (old key, new key).  A key that was renamed tells
-    what became of every module around it, as far as the ends of the two names agree; modules
-    without tensors follow the module around them; modules that lost all their tensors go.
-    """
-    if not versions:
-        return {}
-    moved: dict[str, str] = {}
-    for old, new in pairs:
-        a, b = old.split("."), new.split(".")
-        while a and b and a[-1] == b[-1]:
-            a, b = a[:-1], b[:-1]
-            moved.setdefault(".".join(a), ".".join(b))
-            if not a or not b:
-                break
-    had = {key[:cut] for key in before for cut in _cuts(key)}
-    made: dict[str, Mapping[str, object]] = {}
-    for module, entry in versions.items():
-        if module in moved:
-            made.setdefault(moved[module], entry)
-        elif module not in had and (around := _around(module, moved)) is not None:
-            made.setdefault(around, entry)
-    return made
-
-
-def _cuts(key: str) -> list[int]:
-    return [0, *(at for at, char in enumerate(key) if char == ".")]
-
-
-def _around(module: str, moved: Mapping[str, str]) -> str | None:
-    """The new name of a module without tensors: its nearest renamed ancestor's, and the rest."""
-    at = len(module)
-    while at > 0:
-        at = max(module.rfind(".", 0, at), 0)
-        if module[:at] in moved:
-            parent, rest = moved[module[:at]], module[at:].lstrip(".")
-            return f"{parent}.{rest}" if parent else rest
-    return None

@@ -14,7 +14,7 @@ from resnet18 import telling
 from strategies import state_dicts
 
 import ckptsurgeon as cs
-from ckptsurgeon.planner import renamed_versions
+from ckptsurgeon import versions as module_versions
 
 
 def made(state: dict[str, torch.Tensor], *rules: str, **how: object) -> cs.Plan:
@@ -302,9 +302,9 @@ def test_versions_are_renamed_with_the_keys() -> None:
         "fc": {"v": 3},
     }
     before = ["a.0.w", "a.0.b", "fc.w"]
-    moved = renamed_versions(versions, before, [("a.0.w", "net.x.0.w"), ("a.0.b", "net.x.0.b")])
+    moved = module_versions.renamed(versions, before, [("a.0.w", "net.x.0.w"), ("a.0.b", "net.x.0.b")])
     assert moved == {"net.x": {"version": 1}, "net.x.0": {"version": 2}, "net.x.relu": {"version": 1}}
-    stripped = renamed_versions(
+    stripped = module_versions.renamed(
         {"": {}, "module": {"version": 9}, "module.a": {"version": 2}}, ["module.a.w"], [("module.a.w", "a.w")]
     )
     assert stripped == {"": {"version": 9}, "a": {"version": 2}}

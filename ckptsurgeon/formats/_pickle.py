@@ -16,11 +16,9 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from ckptsurgeon.formats._plain import BUILDERS, KEYS, BadRecord, Builder
 from ckptsurgeon.inert import Opaque
 from ckptsurgeon.limits import DEFAULT, Limits
-
-Builder = Callable[[tuple[Any, ...]], Any]
-_PLAIN_KEYS = (str, int, float, bytes, tuple, type(None), Opaque, complex, frozenset)
 
 
 class BadPickle(Exception):
@@ -31,12 +29,8 @@ class Truncated(BadPickle):
     """The pickle goes on after the bytes that are there."""
 
 
-class Persistent(Exception):
-    """A builder or persistent id that is not as it should be (a short cause)."""
-
-
 def no_persistent(pid: Any) -> Any:
-    raise Persistent("an unexpected persistent id")
+    raise BadRecord("an unexpected persistent id")
 
 
 def loads(
@@ -52,10 +46,10 @@ def loads(
     Raises Truncated when the data ends inside the pickle, BadPickle when it is malformed, and
     whatever cause a builder raises as BadPickle with the position.
     """
-    machine = _Machine(bytes(data), start, {**_BUILDERS, **(builders or {})}, persistent, limits)
+    machine = _Machine(bytes(data), start, {**BUILDERS, **(builders or {})}, persistent, limits)
     try:
         return machine.run(), machine.at
-    except (Persistent, BadPickle):
+    except (BadRecord, BadPickle):
         raise
     except IndexError:
         raise BadPickle(f"an opcode takes what is not there, near byte {machine.at}") from None
@@ -81,7 +75,7 @@ class _Machine:
         self.memo: dict[int, Any] = {}
         self.globals: dict[str, Opaque] = {}
 
-    def run(self) -> Any:
+    def run(self) -> Any:  # noqa: C901 - one loop, because a call for each of ten million opcodes is most of the time
         """The opcodes that make up nearly all of a state dict are done in this loop, the rest by `_ACTIONS`."""
         data, memo, most = self.data, self.memo, self.limits.opcodes
         size, steps = len(data), 0
@@ -172,7 +166,7 @@ class _Machine:
         if not isinstance(into, dict) or len(pairs) % 2:
             raise BadPickle(f"items set on what is no dict, near byte {self.at}")
         for key, value in zip(pairs[::2], pairs[1::2], strict=True):
-            if not isinstance(key, _PLAIN_KEYS):
+            if not isinstance(key, KEYS):
                 raise BadPickle(f"a dict key of type {type(key).__name__}, near byte {self.at}")
             into[key] = value
 
@@ -361,48 +355,6 @@ def _protocol(machine: _Machine) -> None:
     if version > 5:
         raise BadPickle(f"pickle protocol {version} is not known")
 
-
-def _ordered_dict(args: tuple[Any, ...]) -> Any:
-    if not args:
-        return OrderedDict()
-    if len(args) == 1 and isinstance(args[0], list):
-        return OrderedDict((key, value) for key, value in args[0])
-    raise Persistent("an OrderedDict of something else than pairs")
-
-
-def _set(args: tuple[Any, ...]) -> Any:
-    if len(args) == 1 and isinstance(args[0], list | tuple) and all(isinstance(x, _PLAIN_KEYS) for x in args[0]):
-        return set(args[0])
-    return set() if not args else Opaque("builtins.set", args)
-
-
-def _encode(args: tuple[Any, ...]) -> Any:
-    if len(args) == 2 and isinstance(args[0], str) and args[1] == "latin1":
-        return args[0].encode("latin-1")
-    return Opaque("_codecs.encode", args)
-
-
-def _complex(args: tuple[Any, ...]) -> Any:
-    if len(args) == 2 and all(isinstance(part, float) for part in args):
-        return complex(*args)
-    return Opaque("builtins.complex", args)
-
-
-def _reconstructor(args: tuple[Any, ...]) -> Any:
-    if args and isinstance(args[0], Opaque):
-        return Opaque(args[0].name, args[1:])
-    return Opaque("copyreg._reconstructor", args)
-
-
-_BUILDERS: dict[str, Builder] = {
-    "collections.OrderedDict": _ordered_dict,
-    "builtins.bytes": lambda args: Opaque("builtins.bytes", args) if args else b"",
-    "builtins.set": _set,
-    "_codecs.encode": _encode,
-    "builtins.complex": _complex,
-    "copyreg._reconstructor": _reconstructor,
-    "copy_reg._reconstructor": _reconstructor,
-}
 
 _ACTIONS: dict[int, Callable[[_Machine], None]] = {
     ord(code): act

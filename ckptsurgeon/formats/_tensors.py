@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from ckptsurgeon.dtypes import DTYPES, DType
-from ckptsurgeon.formats._pickle import Builder, Persistent
+from ckptsurgeon.formats._plain import BadRecord, Builder
 from ckptsurgeon.inert import Opaque
 from ckptsurgeon.limits import Limits
 from ckptsurgeon.sources import Deflate, Extent, File, is_contiguous, span
@@ -53,14 +53,14 @@ def storage_dtype(kind: Any) -> DType:
     name = kind.name if isinstance(kind, Opaque) else ""
     last = name.rpartition(".")[2]
     if not name.startswith("torch.") or last not in (*_STORAGE_TYPES, "UntypedStorage"):
-        raise Persistent(f"a storage of the unknown type {name or type(kind).__name__}")
+        raise BadRecord(f"a storage of the unknown type {name or type(kind).__name__}")
     return DTYPES[_STORAGE_TYPES.get(last, "uint8")]
 
 
 def count(value: Any, what: str) -> int:
     """`value` as a count: an int (no bool), not negative."""
     if type(value) is not int or value < 0:
-        raise Persistent(f"{what} is {value!r}, no count")
+        raise BadRecord(f"{what} is {value!r}, no count")
     return value
 
 
@@ -69,7 +69,7 @@ def text(value: Any, what: str) -> str:
     if isinstance(value, bytes):
         value = value.decode("latin-1")
     if not isinstance(value, str):
-        raise Persistent(f"{what} is {value!r}, no text")
+        raise BadRecord(f"{what} is {value!r}, no text")
     return value
 
 
@@ -78,10 +78,10 @@ def builders(limits: Limits) -> dict[str, Builder]:
 
     def tensor(args: tuple[Any, ...], dtype: DType | None = None) -> Any:
         if len(args) < 4:
-            raise Persistent("a tensor with too few arguments")
+            raise BadRecord("a tensor with too few arguments")
         storage, offset, shape, strides = args[:4]
         if not isinstance(storage, Storage):
-            raise Persistent("a tensor without a storage")
+            raise BadRecord("a tensor without a storage")
         metadata = args[7 if dtype else 6] if len(args) > (7 if dtype else 6) else None
         if isinstance(metadata, dict) and any(metadata.values()):
             return Opaque("torch.Tensor with a conjugate or negative bit", args)
@@ -89,7 +89,7 @@ def builders(limits: Limits) -> dict[str, Builder]:
 
     def tensor_v3(args: tuple[Any, ...]) -> Any:
         if len(args) < 7:
-            raise Persistent("a tensor with too few arguments")
+            raise BadRecord("a tensor with too few arguments")
         return tensor(args, dtype_of(args[6]))
 
     def parameter(args: tuple[Any, ...]) -> Any:
@@ -114,7 +114,7 @@ def dtype_of(value: Any) -> DType:
     if name == "float4_e2m1fn_x2":
         name = "uint8"
     if name not in DTYPES:
-        raise Persistent(f"a tensor of the unknown dtype {name or value!r}")
+        raise BadRecord(f"a tensor of the unknown dtype {name or value!r}")
     return DTYPES[name]
 
 
@@ -122,11 +122,11 @@ def view(storage: Storage, dtype: DType, offset: Any, shape: Any, strides: Any, 
     """The tensor of `shape` at `offset` (elements) of a storage, with `strides` in elements."""
     shape, strides = _dims(shape, "shape", limits), _dims(strides, "strides", limits)
     if len(shape) != len(strides):
-        raise Persistent(f"shape {list(shape)} with strides {list(strides)}")
+        raise BadRecord(f"shape {list(shape)} with strides {list(strides)}")
     spec, first = TensorSpec(dtype, shape), count(offset, "a storage offset")
     item, used = dtype.itemsize, span(shape, strides)
     if used and (first + used) * item > storage.nbytes:
-        raise Persistent(
+        raise BadRecord(
             f"shape {list(shape)} with strides {list(strides)} at element {first} needs "
             f"{(first + used) * item} bytes of a storage of {storage.nbytes}"
         )
@@ -145,7 +145,7 @@ def _dims(value: Any, what: str, limits: Limits) -> tuple[int, ...]:
     if isinstance(value, Opaque) and value.name == "torch.Size" and value.args and len(value.args) == 1:
         value = value.args[0]
     if not isinstance(value, tuple | list) or len(value) > limits.dimensions:
-        raise Persistent(f"{what} is no tuple of at most {limits.dimensions} numbers")
+        raise BadRecord(f"{what} is no tuple of at most {limits.dimensions} numbers")
     return tuple(count(size, f"a number of the {what}") for size in value)
 
 
@@ -157,12 +157,12 @@ def persistent_loader(locate: Locate) -> Callable[[Any], Any]:
 
     def load(pid: Any) -> Any:
         if not isinstance(pid, tuple) or not pid:
-            raise Persistent("a persistent id that torch does not write")
+            raise BadRecord("a persistent id that torch does not write")
         kind = text(pid[0], "the kind of a persistent id")
         if kind == "module" and len(pid) > 1:
             return pid[1]
         if kind != "storage" or len(pid) not in (5, 6):
-            raise Persistent(f"a persistent id of the unknown kind {kind!r}")
+            raise BadRecord(f"a persistent id of the unknown kind {kind!r}")
         dtype = storage_dtype(pid[1])
         storage = locate(
             text(pid[2], "a storage key"), dtype, count(pid[4], "a storage size"), text(pid[3], "a device")
@@ -175,9 +175,9 @@ def persistent_loader(locate: Locate) -> Callable[[Any], Any]:
 def _part(storage: Storage, metadata: Any) -> Storage:
     """A storage that is a view of another (files before torch 0.4)."""
     if not isinstance(metadata, tuple) or len(metadata) != 3:
-        raise Persistent("a storage view that torch does not write")
+        raise BadRecord("a storage view that torch does not write")
     item = storage.dtype.itemsize
     start, size = count(metadata[1], "a view offset") * item, count(metadata[2], "a view size") * item
     if start + size > storage.nbytes:
-        raise Persistent(f"a storage view of bytes {start}–{start + size} of {storage.nbytes}")
+        raise BadRecord(f"a storage view of bytes {start}–{start + size} of {storage.nbytes}")
     return Storage(storage.file, storage.offset + start, size, storage.dtype, storage.device, storage.byteorder)

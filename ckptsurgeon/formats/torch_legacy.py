@@ -15,7 +15,8 @@ from ckptsurgeon.errors import InputError, LimitError
 from ckptsurgeon.evaluate import read_exactly
 from ckptsurgeon.formats import _pickle
 from ckptsurgeon.formats._document import Document
-from ckptsurgeon.formats._pickle import BadPickle, Persistent, Truncated
+from ckptsurgeon.formats._pickle import BadPickle, Truncated
+from ckptsurgeon.formats._plain import BadRecord
 from ckptsurgeon.formats._tensors import Storage, builders, persistent_loader
 from ckptsurgeon.limits import Limits
 from ckptsurgeon.sources import File
@@ -30,7 +31,7 @@ def sniff(head: bytes) -> bool:
     """Whether a file that begins like this holds torch's magic number."""
     try:
         return bool(_pickle.loads(head[:64])[0] == _MAGIC)
-    except (BadPickle, Persistent):
+    except (BadPickle, BadRecord):
         return False
 
 
@@ -49,7 +50,7 @@ def read(file: File, descriptor: int, limits: Limits) -> Document:
                     f"its pickle is over the limit of {limits.pickle_bytes} bytes", path=file.path
                 ) from None
             window = min(window * 4, file.size, limits.pickle_bytes)
-        except (BadPickle, Persistent) as error:
+        except (BadPickle, BadRecord) as error:
             raise InputError(f"damaged: {error}", path=file.path) from None
 
 
@@ -65,7 +66,7 @@ def _parse(file: File, descriptor: int, data: bytes, limits: Limits) -> Any:
     def note(key: str, dtype: DType, elements: int, device: str) -> Storage:
         known = sizes.setdefault(key, (elements, dtype))
         if known[0] * known[1].itemsize != elements * dtype.itemsize:
-            raise Persistent(f"the storage {key!r} has {known[0]} elements in one place and {elements} in another")
+            raise BadRecord(f"the storage {key!r} has {known[0]} elements in one place and {elements} in another")
         return Storage(file, 0, elements * dtype.itemsize, dtype, device)
 
     _, at = _load(data, start, note, limits)
@@ -74,7 +75,7 @@ def _parse(file: File, descriptor: int, data: bytes, limits: Limits) -> Any:
 
     def place(key: str, dtype: DType, elements: int, device: str) -> Storage:
         if key not in offsets:
-            raise Persistent(f"the storage {key!r} is missing from the file")
+            raise BadRecord(f"the storage {key!r} is missing from the file")
         return Storage(file, offsets[key], elements * dtype.itemsize, dtype, device)
 
     return _load(data, start, place, limits)[0]

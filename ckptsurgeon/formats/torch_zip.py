@@ -18,7 +18,8 @@ from ckptsurgeon.evaluate import read_exactly
 from ckptsurgeon.formats import _pickle
 from ckptsurgeon.formats._document import Document
 from ckptsurgeon.formats._layout import Layout
-from ckptsurgeon.formats._pickle import BadPickle, Persistent
+from ckptsurgeon.formats._pickle import BadPickle
+from ckptsurgeon.formats._plain import BadRecord
 from ckptsurgeon.formats._tensors import Storage, builders, persistent_loader
 from ckptsurgeon.formats._zip import BadZip, Member, read_directory
 from ckptsurgeon.limits import Limits
@@ -61,7 +62,7 @@ def read(file: File, descriptor: int, limits: Limits) -> Document:
         tree, end = _pickle.loads(
             pickled, builders=builders(limits), persistent=persistent_loader(locate), limits=limits
         )
-    except (BadPickle, Persistent) as error:
+    except (BadPickle, BadRecord) as error:
         raise InputError(f"damaged {root}data.pkl: {error}", path=file.path) from None
     if end != len(pickled):
         raise InputError(f"{len(pickled) - end} bytes follow the pickle in {root}data.pkl", path=file.path)
@@ -128,9 +129,9 @@ def _locate(
     nbytes = elements * dtype.itemsize
     member = members.get(f"{root}data/{key}")
     if member is None:
-        raise Persistent(f"the storage {key!r} is missing from the archive")
+        raise BadRecord(f"the storage {key!r} is missing from the archive")
     if member.size != nbytes:
-        raise Persistent(f"the storage {key!r} has {member.size} bytes, the pickle says {nbytes}")
+        raise BadRecord(f"the storage {key!r} has {member.size} bytes, the pickle says {nbytes}")
     if member.deflated:
         return Storage(file, 0, nbytes, dtype, device, byteorder, Deflate(member.offset, member.packed))
     return Storage(file, member.offset, nbytes, dtype, device, byteorder)

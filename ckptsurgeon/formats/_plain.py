@@ -1,0 +1,61 @@
+"""Builders of plain data: what a pickle may call besides torch's own, done here and never called."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any
+
+from ckptsurgeon.inert import Opaque
+
+Builder = Callable[[tuple[Any, ...]], Any]
+"""Makes data of the arguments that a pickle would call a global with."""
+KEYS = (str, int, float, bytes, tuple, type(None), Opaque, complex, frozenset)
+"""What may be the key of a dict, or in a set."""
+
+
+class BadRecord(Exception):
+    """A builder's arguments, or a persistent id, are not as they should be (a short cause)."""
+
+
+def _ordered_dict(args: tuple[Any, ...]) -> Any:
+    if not args:
+        return OrderedDict()
+    if len(args) == 1 and isinstance(args[0], list):
+        return OrderedDict((key, value) for key, value in args[0])
+    raise BadRecord("an OrderedDict of something else than pairs")
+
+
+def _set(args: tuple[Any, ...]) -> Any:
+    if len(args) == 1 and isinstance(args[0], list | tuple) and all(isinstance(x, KEYS) for x in args[0]):
+        return set(args[0])
+    return set() if not args else Opaque("builtins.set", args)
+
+
+def _encode(args: tuple[Any, ...]) -> Any:
+    if len(args) == 2 and isinstance(args[0], str) and args[1] == "latin1":
+        return args[0].encode("latin-1")
+    return Opaque("_codecs.encode", args)
+
+
+def _complex(args: tuple[Any, ...]) -> Any:
+    if len(args) == 2 and all(isinstance(part, float) for part in args):
+        return complex(*args)
+    return Opaque("builtins.complex", args)
+
+
+def _reconstructor(args: tuple[Any, ...]) -> Any:
+    if args and isinstance(args[0], Opaque):
+        return Opaque(args[0].name, args[1:])
+    return Opaque("copyreg._reconstructor", args)
+
+
+BUILDERS: dict[str, Builder] = {
+    "collections.OrderedDict": _ordered_dict,
+    "builtins.bytes": lambda args: Opaque("builtins.bytes", args) if args else b"",
+    "builtins.set": _set,
+    "_codecs.encode": _encode,
+    "builtins.complex": _complex,
+    "copyreg._reconstructor": _reconstructor,
+    "copy_reg._reconstructor": _reconstructor,
+}
