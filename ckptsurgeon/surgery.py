@@ -48,13 +48,15 @@ def as_checkpoint(source: Source, select: str | None = None) -> Checkpoint:
     return source if isinstance(source, Checkpoint) else open_checkpoint(source, select)
 
 
-def target_of(thing: Like) -> Target:
+def target_of(thing: Like, select: str | None = None) -> Target:
     """What a checkpoint must fit: an `nn.Module`, a model spec, a path, a Checkpoint or a Target.
 
-    An existing path wins over a spec. Raises TargetError or InputError.
+    An existing path wins over a spec; `select` picks one of several state dicts in the file, where
+    none is clearly the main one.  Raises TargetError or InputError.
     """
     if isinstance(thing, os.PathLike) or (isinstance(thing, str) and not targets.is_spec(thing)):
-        return targets.of(open_checkpoint(thing))
+        document = formats.inspect(thing)
+        return targets.of(document.checkpoint(select if document.main is None and document.candidates else None))
     return targets.of(thing)
 
 
@@ -66,13 +68,13 @@ def diff(source: Source, target: Like, rules: Rules = None, *, select: str | Non
     from ckptsurgeon import differ
 
     if rules is None:
-        return differ.diff(as_checkpoint(source, select), target_of(target))
+        return differ.diff(as_checkpoint(source, select), target_of(target, select))
     from ckptsurgeon import planner
     from ckptsurgeon.rules import Recipe
 
     recipe = Recipe.of(rules)
     ckpt = as_checkpoint(source, select or recipe.select)
-    against = target_of(target)
+    against = target_of(target, select)
     return differ.diff(planner.apply_rules(ckpt, recipe, against).check().result, against)
 
 
@@ -122,7 +124,7 @@ def plan(
     return planner.plan(
         ckpt,
         recipe,
-        None if to is None else target_of(to),
+        None if to is None else target_of(to, select),
         planner.Policies(unexpected, mismatched, missing, fit),
         dtype=as_dtype(dtype),
         seed=seed,
@@ -229,7 +231,7 @@ def prepare(
     if output is not None:
         formats.check_extras(ckpt.extras if keep_extras else None, formats.writer_for(output))
         stream.check(os.fspath(output), force)
-    return plan(ckpt, recipe, to, **how)
+    return plan(ckpt, recipe, to, select=select, **how)
 
 
 def remap(

@@ -147,6 +147,9 @@ def test_a_whole_pickled_module_is_its_state_dict(save: Save) -> None:
     ckpt = cs.open("a.pth")
     assert ckpt.origin.selected == "net"
     assert_same_tensors(ckpt, model.state_dict())
+    assert ckpt["0.weight"].stored.parameter
+    cs.convert("a.pth", "b.pth")
+    assert {type(value) for value in torch.load("b.pth", weights_only=True).values()} == {torch.Tensor}
 
 
 def test_deflated_members_and_other_root_names_are_read() -> None:

@@ -82,6 +82,14 @@ def test_several_state_dicts_are_listed_and_one_is_to_be_chosen(case: str, ckpt:
         assert ckpt("ls", "a.pth", "--select", path).out.startswith("key")
 
 
+def test_a_selection_is_made_on_both_sides_of_a_diff(ckpt: Any) -> None:
+    torch.save({"netG": state(), "netD": state(layers=2)}, "a.pth")
+    assert ckpt("diff", "a.pth", "a.pth", "--select", "netD").code == 0
+    torch.save(state(layers=2), "b.pth")
+    assert ckpt("diff", "a.pth", "b.pth", "--select", "netD").code == 0
+    assert ckpt("diff", "a.pth", "b.pth", "--select", "netG").code == 1
+
+
 def test_everything_at_once_is_the_root() -> None:
     torch.save({"netG": state(), "netD": state(), "step": 3, "optimizer": optimizer()}, "a.pth")
     ckpt = cs.open("a.pth", select=".")

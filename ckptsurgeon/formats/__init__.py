@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ckptsurgeon.checkpoint import Checkpoint
@@ -136,7 +136,8 @@ def layout(ckpt: Checkpoint, format: Format, keep_extras: bool = False) -> tuple
     if format.layout is None:
         raise UsageError(f"{format.name} files are only read; write a torch zip (.pth) or .safetensors")
     check_extras(ckpt.extras if keep_extras else None, format)
-    state = _tree.StateDict(dict(ckpt.items()), ckpt.versions)
+    plain = {key: replace(ref, stored=None) for key, ref in ckpt.items()}  # tensors, not parameters
+    state = _tree.StateDict(plain, ckpt.versions)
     if not keep_extras or not ckpt.extras:
         return format.layout(ckpt, state), []
     from ckptsurgeon.formats import _pickler
