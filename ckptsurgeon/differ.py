@@ -14,7 +14,8 @@ from ckptsurgeon.tensor import TensorSpec, only_ones_differ
 
 Status = Literal["matched", "dtype", "shape", "missing", "unexpected"]
 _POSITIONS = re.compile(r"pos(ition)?(al)?_?emb|relative_position_bias_table|position_ids", re.IGNORECASE)
-_EMBEDDING = re.compile(r"(^|[._])(tok|token|word|wte|embed|embedding|embeddings|embed_tokens|shared)([._]|$)")
+_EMBEDDING = re.compile(r"(^|[._])(tok|token|word|wte|emb|embed|embedding|embeddings|embed_tokens|shared)([._]|$)")
+_HEAD = re.compile(r"(^|[._])(\w*fc|\w*head|heads|\w*classifier|\w*logits?|cls|last_linear|output|fclass)([._\d]|$)")
 
 
 @dataclass(frozen=True)
@@ -115,17 +116,24 @@ def _suggested(left: Checkpoint, target: Target) -> Suggestion | None:
     return Suggestion(tuple(rule.text for rule in found.rules), found.hits, found.before) if found.rules else None
 
 
-def _rule(operation: str, pattern: re.Pattern[str], **args: tuple[int, ...]) -> str:
-    from ckptsurgeon.rules import render
+def _rule(operation: str, pattern: re.Pattern[str], **args: tuple[int, ...]) -> str | None:
+    """The rule as a line; None for a key that no line can hold."""
+    from ckptsurgeon.errors import RuleError
+    from ckptsurgeon.rules import parse, render
 
-    return render(operation, {"pattern": pattern, **args})
+    try:
+        return parse(render(operation, {"pattern": pattern, **args})).text
+    except (RuleError, ValueError):
+        return None
 
 
 def _rows(left: Checkpoint, target: Target) -> Iterator[Row]:
     for key, entry in target.entries.items():
         ref = left.tensors.get(key)
         if ref is None:
-            yield Row(key, "missing", None, entry.spec, entry.role, entry.module)
+            shared = next((name for group in target.ties if key in group for name in group if name in left), None)
+            mend = Mend(f"shared with {shared}, which is there; --missing init ties it") if shared else None
+            yield Row(key, "missing", None, entry.spec, entry.role, entry.module, mend)
         else:
             status = _status(ref.spec, entry.spec, target.is_model)
             mend = mend_of(key, ref.spec, entry) if status == "shape" else None
@@ -175,6 +183,8 @@ def mend_of(key: str, left: TensorSpec, entry: TargetEntry) -> Mend:
 def _rows_differ(key: str, have: int, want: int, entry: TargetEntry) -> Mend:
     if entry.module == "Embedding" or _EMBEDDING.search(key):
         return Mend(f"another vocabulary: {have} → {want} rows; load the rest with --mismatched overlap --missing init")
+    if not _HEAD.search(key):
+        return Mend(f"another number of outputs: {have} → {want}")
     return Mend(f"a head of another size: {have} → {want} outputs; --mismatched drop --missing init begins it anew")
 
 

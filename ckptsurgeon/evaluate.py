@@ -176,7 +176,8 @@ def _strided(descriptor: int, extent: Extent, spec: TensorSpec, size: int) -> It
         yield memoryview(read_exactly(descriptor, item, extent.offset, extent.path))
         return
     row = spec.nbytes // shape[lead]
-    step = max(1, size // row)
+    scattered = span(shape, strides) * item > 4 * size and strides[lead] != max(strides)
+    step = max(1, (4 * size if scattered else size) // row)
     for start in range(0, shape[lead], step):
         count = min(step, shape[lead] - start)
         part = (*shape[:lead], count, *shape[lead + 1 :])
@@ -194,8 +195,11 @@ def _gather(
     slow = max(range(len(shape)), key=lambda i: strides[i] if shape[i] > 1 else -1)
     if whole <= 4 * size or strides[slow] == 0:
         return _gathered(read_exactly(descriptor, whole, offset, path), shape, strides, item)
-    out = np.empty(shape, dtype=f"V{item}")
     inner = tuple(1 if i == slow else n for i, n in enumerate(shape))
+    used = span(inner, strides)
+    if used * shape[slow] * item <= 8 * size and used < strides[slow]:
+        return _packed(descriptor, path, offset, shape, strides, item, slow, used)
+    out = np.empty(shape, dtype=f"V{item}")
     step = max(1, (4 * size - span(inner, strides) * item) // (strides[slow] * item))
     for start in range(0, shape[slow], step):
         count = min(step, shape[slow] - start)
@@ -204,6 +208,26 @@ def _gather(
         at = tuple(slice(start, start + count) if i == slow else slice(None) for i in range(len(shape)))
         out[at] = np.frombuffer(_gathered(data, part, strides, item), dtype=f"V{item}").reshape(part)
     return _bytes_of(out.view(np.uint8))
+
+
+def _packed(
+    descriptor: int,
+    path: str,
+    offset: int,
+    shape: tuple[int, ...],
+    strides: tuple[int, ...],
+    item: int,
+    slow: int,
+    used: int,
+) -> memoryview:
+    """A cut whose elements lie in short runs far apart: only the runs (of `used` elements) are read."""
+    data = bytearray(used * shape[slow] * item)
+    view, length, gap = memoryview(data), used * item, strides[slow] * item
+    for index in range(shape[slow]):
+        got = os.preadv(descriptor, [view[index * length : (index + 1) * length]], offset + index * gap)
+        if got != length:
+            raise InputError(f"ends at byte {offset + index * gap + got}, too early", path=path)
+    return _gathered(data, shape, tuple(used if i == slow else s for i, s in enumerate(strides)), item)
 
 
 def _gathered(data: bytes | bytearray, shape: Sequence[int], strides: Sequence[int], item: int) -> memoryview:

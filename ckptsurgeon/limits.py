@@ -22,7 +22,13 @@ class Limits:
     """Members of one zip archive."""
     dimensions: int = 64
     """Dimensions of one tensor (torch's own bound)."""
-    depth: int = 1_000
+    view_bytes: int = 4 << 30
+    """A view that repeats its storage (`expand`) may always be this large …"""
+    view_ratio: int = 64
+    """… and beyond that, at most so many times as large as the storage."""
+    modules: int = 1_000_000
+    """Modules in one pickled model, each counted as often as it is used."""
+    depth: int = 200
     """Nesting of containers in a file."""
 
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from math import prod
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, get_args
 
 from ckptsurgeon import versions, wrappers
 from ckptsurgeon.checkpoint import Checkpoint, Target
@@ -44,6 +44,12 @@ class Policies:
     missing: Missing | None = None
     fit: bool = False
 
+    def __post_init__(self) -> None:
+        for name, known in (("unexpected", Unexpected), ("mismatched", Mismatched), ("missing", Missing)):
+            word = getattr(self, name)
+            if word is not None and word not in get_args(known):
+                raise UsageError(f"{name} is one of {', '.join(get_args(known))}, not {word!r}")
+
     def settled(self) -> tuple[Unexpected, Mismatched, Missing]:
         """The three policies with their defaults filled in."""
         usual: tuple[Unexpected, Mismatched, Missing] = (
@@ -71,8 +77,9 @@ class Step:
 class Plan:
     """The result, which is an ordinary Checkpoint, and how it came about.
 
-    `dropped`, `missing` and `mismatched` map a key to what was done about it and why;
-    `problems` are all reasons not to carry the plan out.
+    `dropped`, `missing` and `mismatched` map a key to what was done about it and why, `overlapped`
+    a key of which only a part was copied to how many elements that is; `problems` are all reasons
+    not to carry the plan out.
     """
 
     source: Checkpoint
@@ -84,12 +91,23 @@ class Plan:
     mismatched: Mapping[str, str] = field(default_factory=dict)
     kept: tuple[str, ...] = ()
     initialised: tuple[str, ...] = ()
+    overlapped: Mapping[str, int] = field(default_factory=dict)
     problems: tuple[Problem, ...] = ()
 
     @property
     def ok(self) -> bool:
         """Whether the plan may be carried out."""
         return not self.problems
+
+    def loaded(self) -> dict[str, int]:
+        """Key of the target → how many of its elements come from the checkpoint; {} without a target."""
+        fresh = set(self.initialised)
+        entries = self.target.entries if self.target is not None else {}
+        return {
+            key: self.overlapped.get(key, entry.spec.numel)
+            for key, entry in entries.items()
+            if key in self.result.tensors and key not in fresh
+        }
 
     def check(self) -> Plan:
         """This plan; PlanError with every problem when there are any."""
@@ -141,6 +159,8 @@ def plan(
         raise UsageError("--fit, --unexpected, --mismatched and --missing compare with a target: name one with --to")
     if dtype is not None and (dtype.kind != "float" or dtype.bits < 8):
         raise UsageError(f"--dtype takes a floating dtype that torch computes, not {dtype}")
+    if type(seed) is not int or not 0 <= seed < 1 << 64:
+        raise UsageError(f"a seed is a whole number from 0 to 2**64 - 1, not {seed!r}")
     work = _Work(source, target, allow_unused)
     for rule in recipe.rules:
         work.apply(rule)
@@ -169,6 +189,7 @@ class _Work:
         self.missing: dict[str, str] = {}
         self.mismatched: dict[str, str] = {}
         self.kept: list[str] = []
+        self.overlapped: dict[str, int] = {}
         self.initialised: list[str] = []
 
     # -- rules -------------------------------------------------------------------------------
@@ -292,6 +313,7 @@ class _Work:
         made = TensorSpec(ref.dtype, want.shape)
         self.refs[key] = TensorRef(made, Apply(Overlap(), (ref, initial)))
         shared = prod(min(a, b) for a, b in zip(ref.shape, want.shape, strict=True))
+        self.overlapped[key] = shared
         percent = 100 * shared / want.numel if want.numel else 0
         self.mismatched[key] = (
             f"{shared} of {want.numel} elements copied ({percent:.1f} %), the rest initialised: {shapes}"
@@ -309,7 +331,8 @@ class _Work:
             if policy == "init":
                 self.refs[key] = TensorRef(entry.spec, target.initial_source(key, seed))
                 self.initialised.append(key)
-                self.missing[key] = f"initialised as {target.label} does"
+                made = f"initialised as {target.label} does" if target.is_model else f"taken from {target.label}"
+                self.missing[key] = made
             elif policy == "skip":
                 self.missing[key] = "left out"
             elif key not in lost:
@@ -324,11 +347,13 @@ class _Work:
         fresh = set(self.initialised)
         for group in target.ties:
             loaded = [key for key in group if key in self.refs and key not in fresh]
-            for key in group if loaded else ():
-                if key in fresh:
-                    self.refs[key] = self.refs[loaded[0]]
-                    self.missing[key] = f"tied to {loaded[0]!r}, as in {target.label}"
-                    self.initialised.remove(key)
+            first = (loaded or [key for key in group if key in self.refs] or [""])[0]
+            for key in group:
+                if key in fresh and key != first:
+                    self.refs[key] = self.refs[first]
+                    self.missing[key] = f"tied to {first!r}, as in {target.label}"
+                    if loaded:
+                        self.initialised.remove(key)
 
     def _order(self, target: Target) -> None:
         known = {key: self.refs[key] for key in target.entries if key in self.refs}
@@ -354,6 +379,7 @@ class _Work:
             self.mismatched,
             tuple(self.kept),
             tuple(self.initialised),
+            self.overlapped,
             tuple(self.problems),
         )
 

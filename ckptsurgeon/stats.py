@@ -13,7 +13,7 @@ from ckptsurgeon.tensor import TensorRef, TensorSpec
 @dataclass(frozen=True)
 class Stats:
     """Over the finite values: `minimum`, `maximum`, `mean`, `std` (of the population); None where
-    there are none or the dtype has no order.  `nan` and `inf` are counts."""
+    there are none, the dtype has no order, or the figure overflows.  `nan` and `inf` are counts."""
 
     minimum: float | None
     maximum: float | None
@@ -50,4 +50,8 @@ def of(ref: TensorRef) -> Stats:
             total, count = total + mean * values.numel(), count + values.numel()
     if not count:
         return Stats(None, None, None, None, nan, inf)
-    return Stats(low, high, total / count, math.sqrt(squares / count), nan, inf)
+    return Stats(low, high, _finite(total / count), _finite(math.sqrt(squares / count)), nan, inf)
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None

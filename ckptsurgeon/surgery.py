@@ -45,7 +45,11 @@ def open_checkpoint(path: Path, select: str | None = None, *, limits: Limits = D
 
 def as_checkpoint(source: Source, select: str | None = None) -> Checkpoint:
     """`source` itself when it is a Checkpoint, else the checkpoint at that path."""
-    return source if isinstance(source, Checkpoint) else open_checkpoint(source, select)
+    if isinstance(source, Checkpoint):
+        return source
+    if not isinstance(source, str | os.PathLike):
+        raise UsageError(f"a source is a path or a Checkpoint, not {type(source).__name__}")
+    return open_checkpoint(source, select)
 
 
 def target_of(thing: Like, select: str | None = None) -> Target:
@@ -173,6 +177,8 @@ def save(
     """
     from ckptsurgeon import stream
 
+    if not isinstance(ckpt, Checkpoint):
+        raise UsageError(f"what is saved is a Checkpoint, as cs.open or a plan makes it, not {type(ckpt).__name__}")
     format = formats.writer_for(path)
     problems = format.problems(ckpt)
     if problems:
@@ -187,7 +193,10 @@ def carry_out(
 ) -> Written:
     """Write the result of a plan; PlanError when it has problems, else as `save`."""
     written = save(made.check().result, output, keep_extras=keep_extras, force=force, progress=progress)
-    return replace(written, plan=made, warnings=tuple(_stale_optimizers(made)) if keep_extras else ())
+    warnings = _stale_optimizers(made) if keep_extras else []
+    if made.target is not None and made.target.entries and not made.loaded():
+        warnings.append(f"no tensor of {made.target.label} comes from the checkpoint")
+    return replace(written, plan=made, warnings=tuple(warnings))
 
 
 def _stale_optimizers(made: Plan) -> list[str]:
@@ -231,7 +240,9 @@ def prepare(
     if output is not None:
         formats.check_extras(ckpt.extras if keep_extras else None, formats.writer_for(output))
         stream.check(os.fspath(output), force)
-    return plan(ckpt, recipe, to, select=select, **how)
+    made = plan(ckpt, recipe, to, select=select, **how)
+    problems = formats.writer_for(output).problems(made.result) if output is not None else []
+    return replace(made, problems=(*made.problems, *problems))
 
 
 def remap(

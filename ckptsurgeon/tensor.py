@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from ckptsurgeon import evaluate
 from ckptsurgeon.dtypes import DType
 from ckptsurgeon.limits import BLOCK
-from ckptsurgeon.sources import Apply, Extent, Source
+from ckptsurgeon.sources import Apply, Extent, Fill, Source
 
 if TYPE_CHECKING:
     import torch
@@ -78,7 +78,7 @@ class TensorRef:
     @property
     def tie(self) -> Source | None:
         """What names that share this storage have in common; None where nothing can be shared."""
-        return self.source if isinstance(self.source, Extent | Apply) and self.nbytes else None
+        return self.source if isinstance(self.source, Extent | Apply | Fill) and self.nbytes else None
 
     def blocks(self, size: int = BLOCK) -> Iterator[memoryview]:
         """The contiguous little-endian bytes, at most about `size` at a time where that is possible."""

@@ -60,11 +60,8 @@ def _candidates(keys: Sequence[str], wanted: frozenset[str]) -> Iterator[list[st
         cleaned = _changed(keys, tuple(parse(line) for line in cleaning))
         for strip in ["", *_chains(cleaned)]:
             for addition in additions:
-                lines = list(cleaning)
-                if strip:
-                    lines.append(render("strip", {"prefix": strip}))
-                if addition:
-                    lines.append(render("prefix", {"prefix": addition}))
+                prefixes = (("strip", strip), ("prefix", addition))
+                lines = [*cleaning, *(render(name, {"prefix": prefix}) for name, prefix in prefixes if prefix)]
                 if lines:
                     yield lines
 
@@ -87,6 +84,8 @@ def _chains(keys: Iterable[str]) -> list[str]:
     for segments in split:
         depth = 0
         while depth < min(len(segments) - 1, _DEEPEST) and (segments[depth] in LEADING or depth < len(common)):
+            if not re.fullmatch(r"[\w-]+", segments[depth]):
+                break
             depth += 1
             found.add(tuple(segments[:depth]))
     return [".".join(chain) + "." for chain in sorted(found, key=lambda chain: (len(chain), chain))]

@@ -91,6 +91,7 @@ def test_remap_does_what_it_says_and_says_what_it_does(ckpt: Any, bundle: str) -
     assert lines[0] == "strip module.: 14 tensors, as module.stem.weight → stem.weight"
     assert f"  fc.weight: other shape: [100, 8] in the checkpoint, [10, 8] in {SPEC}" in lines
     assert f"  fc.weight: initialised as {SPEC} does" in lines
+    assert f"from the checkpoint: 12 of 14 tensors of {SPEC}, 83.78 % of the elements" in lines
     assert "wrote b.safetensors (safetensors): 14 tensors, 555 elements, 2.2 KiB" in lines
     assert "not kept: epoch, optimizer (--keep-extras keeps what it can)" in lines
     Net().load_state_dict(load_file("b.safetensors"))
@@ -107,6 +108,57 @@ def test_a_dry_run_writes_nothing_and_tells_all(ckpt: Any, bundle: str) -> None:
     ran = ckpt("remap", bundle, "--to", SPEC, "--dry-run")
     assert ran.code == 1
     assert "is no key of" in ran.err
+    assert ran.out.splitlines()[-1] == "nothing would be written: 28 problems"
+
+
+def test_a_fit_to_nothing_is_a_warning(ckpt: Any) -> None:
+    torch.save({"other": torch.ones(2)}, "a.pth")
+    ran = ckpt("remap", "a.pth", "--to", SPEC, "--fit", "-o", "b.pth")
+    assert ran.code == 0
+    assert f"warning: no tensor of {SPEC} comes from the checkpoint" in ran.err
+    assert "from the checkpoint: 0 of 14 tensors" in ran.out
+
+
+def test_what_another_file_as_target_means(ckpt: Any) -> None:
+    torch.save({"a": torch.ones(2), "b": torch.ones(3)}, "target.pth")
+    torch.save({"a": torch.zeros(2).half()}, "a.pth")
+    out = ckpt("remap", "a.pth", "--to", "target.pth", "--missing", "init", "-o", "b.pth").out
+    assert "  b: taken from target.pth" in out
+    assert "dtype: 1 tensor not of the target's dtype (float16 for float32)" in out
+
+
+def test_a_format_that_cannot_hold_the_result_is_a_problem_of_the_plan(ckpt: Any) -> None:
+    torch.save({"w": torch.ones(2, dtype=torch.complex128), "a\ud800": torch.ones(1)}, "a.pth")
+    ran = ckpt("remap", "a.pth", "-o", "b.safetensors", "--rule", "drop nothing", "--dry-run", "--json")
+    assert ran.code == 1
+    assert len(ran.json["problems"]) == 3
+    assert "holds names that are UTF-8" in ran.err
+
+
+def test_the_tree_of_a_part(ckpt: Any, bundle: str) -> None:
+    assert ckpt("ls", "--tree", bundle, "--select", "optimizer").out.splitlines()[1:] == [
+        "├── state  dict of 0",
+        "└── param_groups  list of 0",
+    ]
+    assert ckpt("ls", "--tree", bundle, "--select", "nothing").code == 2
+
+
+def test_a_terminated_process_leaves_no_half_written_file() -> None:
+    """Killed while it writes: a cast of 200 MB goes through blocks, between which the signal comes."""
+    import signal
+    import subprocess
+    import sys
+    import time
+
+    torch.save({"w": torch.zeros(100_000_000)}, "a.pth")
+    script = "from ckptsurgeon.cli.app import main; main()"
+    process = subprocess.Popen([sys.executable, "-c", script, "convert", "a.pth", "b.pth", "--dtype", "f64"])
+    while not any(name.endswith(".part") for name in os.listdir(".")):
+        time.sleep(0.005)
+        assert process.poll() is None
+    process.send_signal(signal.SIGTERM)
+    assert process.wait() == 143
+    assert os.listdir(".") == ["a.pth"]
 
 
 def test_problems_are_exit_1_and_at_most_ten_and_nothing_is_written(ckpt: Any, bundle: str) -> None:

@@ -82,6 +82,8 @@ MENDS = {
     "reshape": ("w", (768, 3, 16, 16), (768, 768), "a reshape", "reshape ^w$ 768,768"),
     "head": ("fc.weight", (1000, 512), (10, 512), "a head of another size: 1000 → 10 outputs", None),
     "head bias": ("fc.bias", (1000,), (10,), "a head of another size: 1000 → 10 outputs", None),
+    "outputs": ("layer2.0.bn1.weight", (64,), (128,), "another number of outputs: 64 → 128", None),
+    "an odd key": ("a 'b\" c", (2, 1), (2,), "squeeze dimension 1", None),
     "vocabulary": ("wte.weight", (50257, 8), (50304, 8), "another vocabulary: 50257 → 50304 rows", None),
     "channels": ("conv1.weight", (64, 3, 7, 7), (64, 10, 7, 7), "other input channels: 3 → 10", None),
     "features": ("w", (10, 512), (10, 2048), "other input features: 512 → 2048", None),
@@ -133,6 +135,20 @@ def test_rules_run_on_the_left_side_before_the_diff(ckpt: Any) -> None:
     ran = ckpt("diff", "a.pth", SPEC, "--rule", "strip nothing.")
     assert (ran.code, ran.out) == (1, "")
     assert "strip nothing." in ran.err
+
+
+def test_a_missing_tied_name_says_with_whom_it_is_shared(ckpt: Any) -> None:
+    torch.save({"embed.weight": torch.ones(16, 4)}, "a.pth")
+    out = ckpt("diff", "a.pth", SPEC.replace("Net", "Tied")).out
+    assert "shared with embed.weight, which is there; --missing init ties it" in out
+
+
+def test_keys_that_no_rule_can_name_are_only_compared(ckpt: Any) -> None:
+    torch.save({"p\nq.a": torch.ones(1)}, "a.pth")
+    torch.save({"a": torch.ones(1)}, "b.pth")
+    ran = ckpt("diff", "a.pth", "b.pth")
+    assert (ran.code, ran.err) == (1, "")
+    assert "hint" not in ran.out
 
 
 def test_missing_buffers_are_called_buffers(ckpt: Any) -> None:

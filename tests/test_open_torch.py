@@ -152,6 +152,33 @@ def test_a_whole_pickled_module_is_its_state_dict(save: Save) -> None:
     assert {type(value) for value in torch.load("b.pth", weights_only=True).values()} == {torch.Tensor}
 
 
+def test_tensors_of_their_own_class_or_with_attributes_are_tensors(save: Save) -> None:
+    """`nn.Buffer`, and a tensor on which somebody set an attribute."""
+    tagged = torch.randn(3)
+    tagged.tag = "mine"
+    model = torch.nn.Module()
+    model.layer = torch.nn.Linear(2, 2)
+    model.table = torch.nn.Buffer(torch.randn(4))
+    save({"w": torch.ones(2), "tagged": tagged}, Path("a.pth"))
+    assert_same_tensor(cs.open("a.pth")["tagged"].read(), tagged)
+    save(model, Path("b.pth"))
+    assert_same_tensors(cs.open("b.pth"), model.state_dict())
+
+
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor:UserWarning")
+def test_quantised_tensors_are_records_beside_the_rest(save: Save) -> None:
+    save({"w": torch.ones(2), "q": torch.quantize_per_tensor(torch.randn(4), 0.1, 0, torch.qint8)}, Path("a.pth"))
+    ckpt = cs.open("a.pth")
+    assert list(ckpt) == ["w"]
+    assert ckpt.extras["q"].name == "torch._utils._rebuild_qtensor"
+
+
+def test_a_view_that_repeats_its_storage_without_measure_is_refused() -> None:
+    torch.save({"e": torch.zeros(1).expand(1 << 40)}, "a.pth")
+    with pytest.raises(cs.InputError, match="a view of 4398046511104 bytes on a storage of 4"):
+        cs.open("a.pth")
+
+
 def test_deflated_members_and_other_root_names_are_read() -> None:
     """An archive that somebody packed again with zip."""
     import zipfile

@@ -110,6 +110,47 @@ def test_what_is_malformed_is_refused(case: str) -> None:
         _pickle.loads(REFUSED[case])
 
 
+RUNAWAYS = {
+    "a deep tuple as a key": b"\x80\x02}N" + b"\x85" * 200_000 + b"K\x01s.",
+    "a key whose hash doubles forty times": b"\x80\x02}K\x01\x85" + b"2\x86" * 40 + b"K\x01s.",
+    "the same in a set": b"\x80\x04\x8f(K\x01\x85" + b"2\x86" * 40 + b"\x90.",
+    "the same in a frozenset": b"\x80\x04(K\x01\x85" + b"2\x86" * 40 + b"\x91.",
+}
+
+
+@pytest.mark.parametrize("case", RUNAWAYS)
+def test_a_key_whose_hash_alone_would_run_away_is_refused(case: str) -> None:
+    with pytest.raises(_pickle.BadPickle):
+        _pickle.loads(RUNAWAYS[case])
+
+
+def as_zip(pickled: bytes) -> str:
+    with zipfile.ZipFile("p.pth", "w") as archive:
+        archive.writestr("a/data.pkl", pickled)
+    return "p.pth"
+
+
+DEEP = {
+    "lists": b"]" * 200_000 + b"a" * 199_999 + b".",
+    "tuples": b"\x80\x02N" + b"\x85" * 200_000 + b".",
+}
+
+
+@pytest.mark.parametrize("case", DEEP)
+def test_deep_nesting_is_no_checkpoint_and_ends_soon(case: str) -> None:
+    with pytest.raises(cs.InputError, match="holds no state dict"):
+        cs.open(as_zip(DEEP[case]))
+
+
+def test_a_model_that_uses_each_part_twice_thirty_times_over_is_refused() -> None:
+    module = torch.nn.Linear(1, 1)
+    for _ in range(30):
+        module = torch.nn.Sequential(module, module)
+    torch.save(module, "m.pth")
+    with pytest.raises(cs.LimitError, match=r"^m\.pth: a model of more than 1000000 modules"):
+        cs.open("m.pth")
+
+
 def test_a_huge_memo_index_allocates_nothing() -> None:
     got, _ = _pickle.loads(b"Nr" + struct.pack("<I", 2**32 - 1) + b"j" + struct.pack("<I", 2**32 - 1) + b".")
     assert got is None

@@ -258,6 +258,25 @@ def test_a_target_without_values_says_so() -> None:
         plan.result["norm.weight"].read()
 
 
+def test_words_and_seeds_that_mean_nothing() -> None:
+    for how in ({"missing": "bogus"}, {"unexpected": ""}, {"mismatched": "init"}):
+        with pytest.raises(cs.UsageError, match="is one of"):
+            made({"a": W}, to=Net(), **how)
+    for seed in (-1, 1 << 64, "a", True):
+        with pytest.raises(cs.UsageError, match="a seed is a whole number"):
+            made({"a": W}, seed=seed)
+
+
+def test_what_is_no_source_and_no_checkpoint() -> None:
+    with pytest.raises(cs.UsageError, match="a path or a Checkpoint, not dict"):
+        cs.plan({"a": W})
+    with pytest.raises(cs.UsageError, match="what is saved is a Checkpoint"):
+        cs.save({"a": W}, "a.pth")
+    torch.save({"a": W}, "a.pth")
+    with pytest.raises(cs.OutputError, match="null"):
+        cs.convert("a.pth", "a\0b.pth")
+
+
 def test_policies_need_a_target() -> None:
     for how in ({"fit": True}, {"unexpected": "drop"}, {"missing": "skip"}, {"mismatched": "drop"}):
         with pytest.raises(cs.UsageError, match="--to"):

@@ -150,6 +150,11 @@ def test_a_bad_recipe_names_the_file_and_the_place(text: str) -> None:
     assert BAD_RECIPES[text] in str(caught.value)
 
 
-def test_a_recipe_that_is_not_there() -> None:
+def test_a_recipe_that_is_not_there_or_no_file() -> None:
+    import os
+
+    os.mkfifo("fifo")
+    with pytest.raises(cs.InputError, match="a regular file"):
+        cs.Recipe.load("fifo")
     with pytest.raises(cs.InputError, match="no such recipe"):
         cs.Recipe.load("none.yaml")

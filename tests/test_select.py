@@ -97,6 +97,23 @@ def test_everything_at_once_is_the_root() -> None:
     assert set(ckpt.extras) == {"step", "optimizer"}
 
 
+def test_all_of_them_means_all_of_them() -> None:
+    """Shared dicts are taken twice, tensors beside dicts too; two of one dotted name are an error."""
+    shared = {"w": torch.ones(2)}
+    torch.save({"m": {"x": shared, "y": shared}, "n": state()}, "a.pth")
+    assert list(cs.open("a.pth", select="."))[:2] == ["m.x.w", "m.y.w"]
+    torch.save({"a": {"b": torch.ones(1)}, "c": torch.ones(1), "d": torch.ones(1)}, "b.pth")
+    assert list(cs.open("b.pth", select=".")) == ["a.b", "c", "d"]
+    torch.save({"a": {"b": torch.ones(1)}, "a.b": torch.ones(1), "c": state()}, "c.pth")
+    with pytest.raises(cs.InputError, match=r"^c\.pth: two tensors have the dotted name 'a\.b'"):
+        cs.open("c.pth", select=".")
+
+
+def test_ema_inside_of_a_state_dict_is_a_candidate_too() -> None:
+    torch.save({**state(), "ema": state()}, "a.pth")
+    assert [found.name for found in cs.inspect("a.pth").candidates] == [".", "ema"]
+
+
 def test_what_is_not_chosen_stays_in_the_extras() -> None:
     torch.save({"netG": state(), "netD": state(), "step": 3}, "a.pth")
     ckpt = cs.open("a.pth", select="netD")

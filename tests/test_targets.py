@@ -113,6 +113,24 @@ def test_building_a_target_leaves_the_random_state_alone() -> None:
     assert torch.equal(first, Net().state_dict()["fc.weight"])
 
 
+def test_a_seed_is_for_every_source_of_randomness_and_the_callers_state_stays() -> None:
+    import random
+
+    import numpy as np
+
+    plans = [cs.plan(cs.Checkpoint({}), to=f"{MODELS}:Random", missing="init", seed=3) for _ in range(2)]
+    before = random.getstate(), np.random.get_state()[1].tolist()
+    first, second = (plan.result["w"].read() for plan in plans)
+    assert torch.equal(first, second)
+    assert (random.getstate(), np.random.get_state()[1].tolist()) == before
+
+
+def test_a_model_that_is_another_on_the_cpu_is_refused() -> None:
+    plan = cs.plan(cs.Checkpoint({}), to=f"{MODELS}:OtherOnMeta", missing="init")
+    with pytest.raises(cs.TargetError, match="another model on the CPU than on the meta device"):
+        plan.result["w"].read()
+
+
 def test_arguments_are_literals_else_text() -> None:
     spec = parse("a.b:f,n=3,x=1e-3,t=(1,2),l=['a,b'],d={'k':[1,2]},s=hello,q='a,b',none=None,path=a/b:c,empty=")
     assert spec.args == {
@@ -144,6 +162,7 @@ BAD = {
     f"{MODELS}:exits": "the model cannot be built: SystemExit: 3",
     f"{MODELS}:no_module": "makes a int, no nn.Module",
     "torch:float32": "is a dtype, no factory",
+    f"{MODELS}:lazy": "its state dict cannot be made: RuntimeError",
 }
 
 

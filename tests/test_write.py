@@ -161,6 +161,46 @@ def test_opaque_extras_are_left_out_by_name() -> None:
     assert got["deep"] == [1, None]
 
 
+def test_what_weights_only_refuses_is_left_out_wherever_it_is() -> None:
+    from enum import Enum
+
+    kind = Enum("Kind", "A", module=__name__)
+    globals()["Kind"] = kind
+    sd = OrderedDict(w=torch.ones(2))
+    sd._metadata = OrderedDict({"": {"version": 1, "kind": kind.A}})
+    torch.save({"set": {kind.A}, "keys": {(1, kind.A): 2, (1, 2): 3}, "sets": {frozenset({1})}, "model": sd}, "a.pth")
+    written = cs.convert("a.pth", "b.pth", keep_extras=True)
+    assert [name.split(" ")[0] for name in written.lost] == ["set", "keys.(1,", "sets", "model._metadata..kind"]
+    got = torch.load("b.pth", weights_only=True)
+    assert got["keys"] == {(1, 2): 3}
+    assert got["model"]._metadata == {"": {"version": 1}}
+    cs.convert("a.pth", "c.pth")
+    assert torch.load("c.pth", weights_only=True)._metadata == {"": {"version": 1}}
+
+
+def test_an_opaque_object_in_a_list_around_the_state_dict() -> None:
+    run = Run()
+    run.sd = {"w": torch.ones(2)}
+    torch.save([run, 1], "a.pth")
+    cs.convert("a.pth", "b.pth", keep_extras=True)
+    assert plain(torch.load("b.pth", weights_only=True)) == [{"sd": {"w": [1.0, 1.0]}}, 1]
+
+
+def test_initialised_ties_are_ties(tmp_path: Path) -> None:
+    torch.save({}, "a.pth")
+    spec = f"{Path(__file__).parent.parent}/fixtures/models.py:Tied"
+    cs.remap("a.pth", "b.pth", to=spec, missing="init")
+    got = torch.load("b.pth", weights_only=True)
+    assert got["embed.weight"].data_ptr() == got["head.weight"].data_ptr()
+
+
+def test_a_replaced_file_keeps_its_mode() -> None:
+    torch.save({"w": torch.ones(2)}, "a.pth")
+    os.chmod("a.pth", 0o600)
+    cs.convert("a.pth", "a.pth", force=True)
+    assert os.stat("a.pth").st_mode & 0o777 == 0o600
+
+
 def test_nested_and_listed_places_are_found_again() -> None:
     for obj, select in (
         ({"a": {"b": [1, {"model": {"w": torch.ones(2)}}]}, "c": 1}, "a.b.1.model"),

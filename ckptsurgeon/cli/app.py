@@ -8,6 +8,7 @@ than a look into a file.
 from __future__ import annotations
 
 import gc
+import signal
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -51,8 +52,14 @@ def build(commands: Sequence[str] = COMMANDS) -> typer.Typer:
     return app
 
 
+def _terminated(number: int, frame: object) -> None:
+    """End as an exception does, so that no half-written file stays."""
+    sys.exit(128 + number)
+
+
 def main() -> None:
     """The entry point of both scripts."""
+    signal.signal(signal.SIGTERM, _terminated)
     gc.set_threshold(50_000)  # start-up makes many objects and no garbage
     called = sys.argv[1] if len(sys.argv) > 1 else ""
     build((called,) if called in COMMANDS else COMMANDS)()

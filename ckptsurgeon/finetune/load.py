@@ -39,7 +39,7 @@ class LoadReport:
         total = len(self.loaded) + len(self.kept)
         lines = [f"loaded {len(self.loaded)} of {total} tensors, {100 * self.coverage:.2f} % of the elements"]
         lines += [
-            f"  kept as it was: {key} ({self.plan.missing.get(key, 'not in the checkpoint')})" for key in self.kept
+            f"  kept as it was: {key} ({self.plan.mismatched.get(key, 'not in the checkpoint')})" for key in self.kept
         ]
         lines += [f"  partly loaded: {key} ({self.plan.mismatched[key]})" for key in self.partly]
         lines += [f"  not used: {key} ({why})" for key, why in self.plan.dropped.items()]
@@ -88,12 +88,12 @@ def load_into(
     with torch.no_grad():
         for key in loaded:
             live[key].copy_(made.result[key].read())
-    partly = tuple(key for key, why in made.mismatched.items() if key in loaded and "copied" in why)
+    counts = made.loaded()
     return LoadReport(
         made,
         loaded,
         tuple(key for key in live if key not in loaded),
-        partly,
-        sum(live[key].numel() for key in loaded),
+        tuple(key for key in loaded if key in made.overlapped),
+        sum(counts[key] for key in loaded),
         sum(value.numel() for value in live.values()),
     )

@@ -139,13 +139,20 @@ def layout(ckpt: Checkpoint, format: Format, keep_extras: bool = False) -> tuple
     plain = {key: replace(ref, stored=None) for key, ref in ckpt.items()}  # tensors, not parameters
     state = _tree.StateDict(plain, ckpt.versions)
     if not keep_extras or not ckpt.extras:
-        return format.layout(ckpt, state), []
+        return format.layout(ckpt, _cleaned(state)), []
     from ckptsurgeon.formats import _pickler
 
     select, place = (ckpt.origin.select, ckpt.origin.place) if ckpt.origin else ((), 0)
     placed, opened = _tree.insert(ckpt.extras, select, place, state)
     root, lost = _pickler.cleaned(placed)
     return format.layout(ckpt, root), [*opened, *lost]
+
+
+def _cleaned(state: _tree.StateDict) -> _tree.StateDict:
+    """Without module versions that are no plain data; a flat state dict holds nothing else to lose."""
+    from ckptsurgeon.formats import _pickler
+
+    return _pickler.cleaned(state)[0] if state.versions else state
 
 
 def check_extras(extras: Any, format: Format) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -11,6 +12,16 @@ from ckptsurgeon.checkpoint import Checkpoint, Origin
 from ckptsurgeon.errors import AmbiguousError, InputError, UsageError
 from ckptsurgeon.formats import _tree
 from ckptsurgeon.formats._tree import Candidate
+
+
+@contextlib.contextmanager
+def _about(path: str) -> Iterator[None]:
+    """Errors of the tree get the name of the file."""
+    try:
+        yield
+    except InputError as error:
+        error.path = error.path or path
+        raise
 
 
 @dataclass(frozen=True)
@@ -26,7 +37,8 @@ class Document:
     @cached_property
     def candidates(self) -> tuple[Candidate, ...]:
         """Every state dict in the file, in file order; optimizer state is none."""
-        return _tree.candidates(self.root)
+        with _about(self.path):
+            return _tree.candidates(self.root)
 
     @property
     def main(self) -> Candidate | None:
@@ -56,12 +68,20 @@ class Document:
 
     def _selected(self, select: str) -> Candidate:
         for candidate in self.candidates:
-            if candidate.name == select:
+            if candidate.name == select != ".":
                 return candidate
-        found = _tree.at(self.root, select)
+        with _about(self.path):
+            found = _tree.at(self.root, select)
         if found is None:
             names = ", ".join(candidate.name for candidate in self.candidates) or "none"
             raise UsageError(f"{self.path}: --select {select} names nothing with tensors in it; state dicts: {names}")
+        return found
+
+    def node(self, select: str) -> Any:
+        """The object at `select`; UsageError when there is none."""
+        found = _tree.node_of(self.root, select)
+        if found is None:
+            raise UsageError(f"{self.path}: --select {select} names nothing; look at the whole with `ckpt ls --tree`")
         return found
 
     def _made(self, found: Candidate) -> Checkpoint:

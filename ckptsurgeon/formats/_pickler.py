@@ -34,7 +34,16 @@ def writable(value: Any) -> bool:
         return value.name in _CALLABLE and all(_plain(arg) for arg in value.args)
     if isinstance(value, int) and not isinstance(value, bool):
         return value.bit_length() < 8 * _LONGEST_INT
+    if isinstance(value, set):
+        return all(map(_writable_key, value))
     return value is None or isinstance(value, _WRITABLE)
+
+
+def _writable_key(value: Any) -> bool:
+    """Whether a value can be written as a dict key or a member of a set."""
+    if isinstance(value, tuple):
+        return all(map(_writable_key, value))
+    return value is None or (isinstance(value, str | int | float | bytes) and writable(value))
 
 
 def _plain(value: Any) -> bool:
@@ -68,7 +77,8 @@ class _Cleaner:
             self.lost.append(f"{path} (nested too deeply)")
             return None
         if isinstance(value, StateDict):
-            return StateDict(self.mapping(dict(value.items), path, depth), value.versions)
+            versions = self.mapping(dict(value.versions), f"{path}._metadata".lstrip("."), depth)
+            return StateDict(self.mapping(dict(value.items), path, depth), versions)
         if isinstance(value, dict):
             return self.mapping(value, path, depth)
         if isinstance(value, list | tuple):
@@ -80,7 +90,7 @@ class _Cleaner:
         self.done[id(value)] = made
         for key, member in value.items():
             name = f"{path}.{key}" if path else str(key)
-            if not writable(key) or isinstance(key, Opaque | complex | TensorRef):
+            if not _writable_key(key):
                 self.lost.append(f"{name} (a key of the type {type(key).__name__})")
             elif not writable(member):
                 self.lost.append(f"{name} ({_kind(member)})")

@@ -10,8 +10,16 @@ from ckptsurgeon.inert import Opaque
 
 Builder = Callable[[tuple[Any, ...]], Any]
 """Makes data of the arguments that a pickle would call a global with."""
-KEYS = (str, int, float, bytes, tuple, type(None), Opaque, complex, frozenset)
+KEYS = (str, int, float, bytes, type(None), Opaque, complex)
 """What may be the key of a dict, or in a set."""
+_LONGEST_KEY = 64
+
+
+def is_key(value: Any, depth: int = 3) -> bool:
+    """Whether a value may be a key: nothing deep, whose hash alone could run away."""
+    if isinstance(value, tuple | frozenset):
+        return depth > 0 and len(value) <= _LONGEST_KEY and all(is_key(part, depth - 1) for part in value)
+    return isinstance(value, KEYS)
 
 
 class BadRecord(Exception):
@@ -27,7 +35,7 @@ def _ordered_dict(args: tuple[Any, ...]) -> Any:
 
 
 def _set(args: tuple[Any, ...]) -> Any:
-    if len(args) == 1 and isinstance(args[0], list | tuple) and all(isinstance(x, KEYS) for x in args[0]):
+    if len(args) == 1 and isinstance(args[0], list | tuple) and all(map(is_key, args[0])):
         return set(args[0])
     return set() if not args else Opaque("builtins.set", args)
 

@@ -31,6 +31,13 @@ _STORAGE_TYPES = {
     "ComplexDoubleStorage": "complex128",
     "ComplexFloatStorage": "complex64",
 }
+_QUANTIZED = {
+    "QInt8Storage": "int8",
+    "QUInt8Storage": "uint8",
+    "QInt32Storage": "int32",
+    "QUInt4x2Storage": "uint8",
+    "QUInt2x4Storage": "uint8",
+}
 STORAGE_OF: Mapping[str, str] = {dtype: storage for storage, dtype in _STORAGE_TYPES.items()}
 """dtype name → the storage class that torch pickles it with; other dtypes go untyped."""
 
@@ -52,9 +59,9 @@ def storage_dtype(kind: Any) -> DType:
     """The element type of a pickled storage class; `uint8` stands for untyped bytes."""
     name = kind.name if isinstance(kind, Opaque) else ""
     last = name.rpartition(".")[2]
-    if not name.startswith("torch.") or last not in (*_STORAGE_TYPES, "UntypedStorage"):
+    if not name.startswith("torch.") or last not in (*_STORAGE_TYPES, *_QUANTIZED, "UntypedStorage"):
         raise BadRecord(f"a storage of the unknown type {name or type(kind).__name__}")
-    return DTYPES[_STORAGE_TYPES.get(last, "uint8")]
+    return DTYPES[{**_STORAGE_TYPES, **_QUANTIZED}.get(last, "uint8")]
 
 
 def count(value: Any, what: str) -> int:
@@ -71,6 +78,14 @@ def text(value: Any, what: str) -> str:
     if not isinstance(value, str):
         raise BadRecord(f"{what} is {value!r}, no text")
     return value
+
+
+def _parameter(args: tuple[Any, ...]) -> Any:
+    if not args or not isinstance(args[0], TensorRef):
+        return Opaque("torch._utils._rebuild_parameter", args)
+    ref = args[0]
+    stored = ref.stored or Stored("cpu", ref.nbytes)
+    return TensorRef(ref.spec, ref.source, Stored(stored.device, stored.nbytes, parameter=True))
 
 
 def builders(limits: Limits) -> dict[str, Builder]:
@@ -90,32 +105,29 @@ def builders(limits: Limits) -> dict[str, Builder]:
     def tensor_v3(args: tuple[Any, ...]) -> Any:
         if len(args) < 7:
             raise BadRecord("a tensor with too few arguments")
-        return tensor(args, dtype_of(args[6]))
+        dtype = dtype_of(args[6])
+        return Opaque(f"a tensor of {args[6]}", args) if dtype is None else tensor(args, dtype)
 
-    def parameter(args: tuple[Any, ...]) -> Any:
-        if not args or not isinstance(args[0], TensorRef):
-            return Opaque("torch._utils._rebuild_parameter", args)
-        ref = args[0]
-        stored = ref.stored or Stored("cpu", ref.nbytes)
-        return TensorRef(ref.spec, ref.source, Stored(stored.device, stored.nbytes, parameter=True))
+    def typed(args: tuple[Any, ...]) -> Any:
+        """A tensor of a class of its own, or with attributes: what it is inside."""
+        function, inner = args[0] if args else None, args[2] if len(args) > 2 else None
+        if isinstance(function, Opaque) and function.name in plain and isinstance(inner, tuple):
+            return plain[function.name](inner)
+        return Opaque("torch._tensor._rebuild_from_type_v2", args)
 
-    return {
+    plain: dict[str, Builder] = {
         "torch._utils._rebuild_tensor": tensor,
         "torch._utils._rebuild_tensor_v2": tensor,
         "torch._utils._rebuild_tensor_v3": tensor_v3,
-        "torch._utils._rebuild_parameter": parameter,
-        "torch._utils._rebuild_parameter_with_state": parameter,
+        "torch._utils._rebuild_parameter": _parameter,
+        "torch._utils._rebuild_parameter_with_state": _parameter,
     }
+    return {**plain, "torch._tensor._rebuild_from_type_v2": typed, "torch._tensor._rebuild_from_type": typed}
 
 
-def dtype_of(value: Any) -> DType:
-    """The element type that a pickled `torch.dtype` names."""
-    name = value.name.removeprefix("torch.") if isinstance(value, Opaque) else ""
-    if name == "float4_e2m1fn_x2":
-        name = "uint8"
-    if name not in DTYPES:
-        raise BadRecord(f"a tensor of the unknown dtype {name or value!r}")
-    return DTYPES[name]
+def dtype_of(value: Any) -> DType | None:
+    """The element type that a pickled `torch.dtype` names; None for one that cannot be held."""
+    return DTYPES.get(value.name.removeprefix("torch.")) if isinstance(value, Opaque) else None
 
 
 def view(storage: Storage, dtype: DType, offset: Any, shape: Any, strides: Any, limits: Limits) -> TensorRef:
@@ -130,6 +142,8 @@ def view(storage: Storage, dtype: DType, offset: Any, shape: Any, strides: Any, 
             f"shape {list(shape)} with strides {list(strides)} at element {first} needs "
             f"{(first + used) * item} bytes of a storage of {storage.nbytes}"
         )
+    if spec.nbytes > limits.view_bytes and spec.nbytes > limits.view_ratio * storage.nbytes:
+        raise BadRecord(f"shape {list(shape)} is a view of {spec.nbytes} bytes on a storage of {storage.nbytes}")
     extent = Extent(
         storage.file,
         storage.offset + first * item,

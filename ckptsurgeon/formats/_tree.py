@@ -13,7 +13,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from ckptsurgeon.checkpoint import Step, Versions
+from ckptsurgeon.errors import InputError, LimitError
 from ckptsurgeon.inert import Opaque, children
+from ckptsurgeon.limits import DEFAULT
 from ckptsurgeon.tensor import TensorRef
 
 MAIN_NAMES = frozenset(
@@ -96,18 +98,23 @@ def candidates(root: Any) -> tuple[Candidate, ...]:
 def _outnumbered(found: list[Candidate]) -> Iterator[Candidate]:
     """Leave out mappings with a few loose tensors around larger state dicts, and small mappings
     inside of a state dict."""
+    by_path = {candidate.path: candidate for candidate in found}
+    inner: dict[tuple[Step, ...], int] = {}
     for candidate in found:
-        inner = [other for other in found if other is not candidate and _inside(other.path, candidate.path)]
-        outer = [other for other in found if other is not candidate and _inside(candidate.path, other.path)]
-        if sum(len(other.tensors) for other in inner) > len(candidate.tensors):
+        for outer in _around(candidate, by_path):
+            inner[outer.path] = inner.get(outer.path, 0) + len(candidate.tensors)
+    for candidate in found:
+        size = len(candidate.tensors)
+        if inner.get(candidate.path, 0) > size:
             continue
-        if any(len(other.tensors) >= len(candidate.tensors) for other in outer):
-            continue
-        yield candidate
+        if not any(size <= max(1, int(len(outer.tensors) * _MINOR)) for outer in _around(candidate, by_path)):
+            yield candidate
 
 
-def _inside(path: tuple[Step, ...], outer: tuple[Step, ...]) -> bool:
-    return len(path) > len(outer) and path[: len(outer)] == outer
+def _around(candidate: Candidate, by_path: Mapping[tuple[Step, ...], Candidate]) -> list[Candidate]:
+    """The candidates that this one lies in."""
+    paths = (candidate.path[:cut] for cut in range(len(candidate.path)))
+    return [by_path[path] for path in paths if path in by_path]
 
 
 def main(found: tuple[Candidate, ...]) -> Candidate | None:
@@ -134,7 +141,7 @@ def _walk(root: Any) -> Iterator[tuple[tuple[Step, ...], Any]]:
             continue
         seen.add(id(value))
         yield path, value
-        if not is_module(value):
+        if not is_module(value) and len(path) < DEFAULT.depth:
             inner = [((*path, step), member) for step, member in children(value) if _is_container(member)]
             todo.extend(reversed(inner))
 
@@ -169,21 +176,27 @@ def _direct(path: tuple[Step, ...], mapping: dict[Any, Any], value: Any) -> Cand
 def _module(path: tuple[Step, ...], root: Opaque) -> Candidate:
     """Parameters, then persistent buffers, depth first: what `state_dict()` would give."""
     tensors: dict[str, TensorRef] = {}
+    rest: dict[str, Any] = {}
     todo: list[tuple[str, Opaque, frozenset[int]]] = [("", root, frozenset())]
+    visits = 0
     while todo:
         prefix, module, above = todo.pop()
+        visits += 1
+        if visits > DEFAULT.modules or len(above) > DEFAULT.depth:
+            raise LimitError(f"a model of more than {DEFAULT.modules} modules, or nested {DEFAULT.depth} deep")
         fields = module.fields()
         hidden = fields.get("_non_persistent_buffers_set")
         buffers = fields.get("_buffers")
         for members, skip in ((fields["_parameters"], None), (buffers, hidden)):
             for name, ref in members.items() if isinstance(members, dict) else ():
-                if isinstance(ref, TensorRef) and not (isinstance(skip, set) and name in skip):
-                    tensors[f"{prefix}{name}"] = ref
+                if ref is None or (isinstance(skip, set) and name in skip):
+                    continue
+                (tensors if isinstance(ref, TensorRef) else rest)[f"{prefix}{name}"] = ref
         above = above | {id(module)}
         for name, child in reversed(fields["_modules"].items()):
             if is_module(child) and id(child) not in above:
                 todo.append((f"{prefix}{name}.", child, above))
-    return Candidate(path, tensors, {}, {}, _container(root))
+    return Candidate(path, tensors, {}, rest, _container(root))
 
 
 def at(root: Any, select: str) -> Candidate | None:
@@ -192,7 +205,7 @@ def at(root: Any, select: str) -> Candidate | None:
     if found is None:
         return None
     path = tuple(step for step, _ in found)
-    node = found[-1][1] if found else root
+    node = node_of(root, select)
     if is_module(node):
         return _module(path, node)
     if not isinstance(node, dict | list | tuple | Opaque):
@@ -201,26 +214,44 @@ def at(root: Any, select: str) -> Candidate | None:
     rest: dict[Any, Any] = {}
     for step, member in children(node):
         inner, others = _flattened(str(step), member)
-        tensors.update(inner)
+        for name, ref in inner.items():
+            _put(tensors, name, ref)
         rest.update(others if inner else {step: member})
     return Candidate(path, tensors, _versions(node), rest, _container(node)) if tensors else None
 
 
 def _flattened(name: str, value: Any) -> tuple[dict[str, TensorRef], dict[str, Any]]:
-    """All tensors at and below a value under dotted names, and what else lies beside them."""
+    """All tensors at and below a value under dotted names, and what else lies beside them.
+
+    What occurs twice is taken twice; only cycles are cut.
+    """
     tensors: dict[str, TensorRef] = {}
     others: dict[str, Any] = {}
-    todo, seen = [(name, value)], set()
+    todo: list[tuple[str, Any, tuple[int, ...]]] = [(name, value, ())]
     while todo:
-        name, value = todo.pop()
+        name, value, above = todo.pop()
         if isinstance(value, TensorRef):
-            tensors[name] = value
+            _put(tensors, name, value)
         elif not _is_container(value) or is_optimizer(value):
             others[name] = value
-        elif id(value) not in seen:
-            seen.add(id(value))
-            todo.extend([(f"{name}.{step}", member) for step, member in children(value)][::-1])
+        elif id(value) not in above and len(above) < DEFAULT.depth:
+            inner = (*above, id(value))
+            todo.extend([(f"{name}.{step}", member, inner) for step, member in children(value)][::-1])
+        if len(tensors) + len(todo) > DEFAULT.modules:
+            raise LimitError(f"more than {DEFAULT.modules} tensors below {name!r}")
     return tensors, others
+
+
+def _put(tensors: dict[str, TensorRef], name: str, ref: TensorRef) -> None:
+    if name in tensors:
+        raise InputError(f"two tensors have the dotted name {name!r}", hint="choose one of the inner state dicts")
+    tensors[name] = ref
+
+
+def node_of(root: Any, select: str) -> Any:
+    """The object that `select` names; None when there is none."""
+    found = [] if select == "." else _resolve(root, select)
+    return None if found is None else found[-1][1] if found else root
 
 
 def _resolve(root: Any, select: str) -> list[tuple[Step, Any]] | None:

@@ -126,11 +126,11 @@ def _signatures(tail: bytes) -> list[int]:
 def _entry(directory: bytes, at: int, descriptor: int, end: int) -> tuple[int, Member, int]:
     if at + _CENTRAL.size > len(directory):
         raise BadZip("the directory ends inside an entry")
-    (signature, _, _, flags, method, _, _, crc, packed, size, n, m, k, _, _, _, header) = _CENTRAL.unpack_from(
+    (signature, _, _, flags, method, _, _, crc, packed, size, n, m, k, disk, _, _, header) = _CENTRAL.unpack_from(
         directory, at
     )
     stop = at + _CENTRAL.size + n + m + k
-    if signature != b"PK\1\2" or stop > len(directory):
+    if signature != b"PK\1\2" or stop > len(directory) or disk:
         raise BadZip("the directory is damaged")
     raw = directory[at + _CENTRAL.size : at + _CENTRAL.size + n]
     name = _name(raw)

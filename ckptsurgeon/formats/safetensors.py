@@ -117,9 +117,22 @@ def problems(ckpt: Checkpoint) -> list[Problem]:
         for key, ref in ckpt.items()
         if ref.dtype.code in _UNSUPPORTED
     ]
+    found += [
+        Problem(f"safetensors holds names that are UTF-8, which {key!r} is not; rename it", key=key)
+        for key in ckpt
+        if not _is_utf8(key)
+    ]
     if "__metadata__" in ckpt:
         found.append(Problem("safetensors reserves the key '__metadata__'; rename it", key="__metadata__"))
     return found
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def layout(ckpt: Checkpoint, root: Any) -> Layout:

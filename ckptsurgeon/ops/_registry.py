@@ -81,7 +81,7 @@ class Operation:
     inverse: Inverse
     options: tuple[Param, ...] = ()
     free: bool = True
-    when_unused: str = field(default="matches no key", compare=False)
+    when_unused: str = field(default="the pattern matches no key", compare=False)
 
     def usage(self) -> str:
         """The grammar in one line, as the help shows it."""

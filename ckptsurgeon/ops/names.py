@@ -105,7 +105,7 @@ register(
         _same,
         _as_is,
         _unstrip,
-        when_unused="is the prefix of no key",
+        when_unused="no key begins with this prefix",
     )
 )
 register(

@@ -40,6 +40,8 @@ def _castable(args: Args, keys: Sequence[str], target: Target | None) -> Iterabl
 
 def _cast_spec(args: Args, specs: tuple[TensorSpec, ...]) -> tuple[TensorSpec, ...]:
     (spec,), dtype = specs, args["dtype"]
+    if spec.dtype.bits < 8:
+        raise OperationError(f"torch computes no {spec.dtype}, so it cannot be cast")
     return (TensorSpec(dtype if spec.dtype.kind == "float" else spec.dtype, spec.shape),)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from ckptsurgeon import formats
 from ckptsurgeon.planner import Plan, Step
-from ckptsurgeon.report._text import plural, shown, size
+from ckptsurgeon.report._text import percent, plural, shown, size
 from ckptsurgeon.report.grouping import group
 from ckptsurgeon.surgery import Written
 
@@ -23,7 +23,7 @@ def text(plan: Plan, written: Written | None, keep_extras: bool) -> str:
     lines += _section("not in the checkpoint", plan.missing, plan)
     if plan.kept:
         lines += _section("kept, though no key of the target", dict.fromkeys(plan.kept, ""), plan)
-    return "\n".join([*lines, *_end(plan, written, keep_extras)])
+    return "\n".join([*lines, *_target(plan), *_end(plan, written, keep_extras)])
 
 
 def _step(step: Step) -> list[str]:
@@ -47,12 +47,34 @@ def _section(title: str, keys: Mapping[str, str], plan: Plan) -> list[str]:
     return lines
 
 
+def _target(plan: Plan) -> list[str]:
+    """How much of the target comes from the checkpoint, and dtypes that are not the target's."""
+    if plan.target is None:
+        return []
+    loaded, entries = plan.loaded(), plan.target.entries
+    share = sum(loaded.values()) / plan.target.numel if plan.target.numel else 1.0
+    lines = [
+        f"from the checkpoint: {len(loaded)} of {plural(len(entries), 'tensor')} of {shown(plan.target.label)}, "
+        f"{percent(share)} of the elements"
+    ]
+    other = [key for key in loaded if plan.result[key].dtype != entries[key].spec.dtype]
+    if other:
+        pairs = sorted({f"{plan.result[key].dtype} for {entries[key].spec.dtype}" for key in other})
+        lines.append(f"dtype: {plural(len(other), 'tensor')} not of the target's dtype ({', '.join(pairs)})")
+    return lines
+
+
 def _end(plan: Plan, written: Written | None, keep_extras: bool) -> list[str]:
     result = plan.result
+    if not plan.ok:
+        return [f"nothing would be written: {plural(len(plan.problems), 'problem')}"]
     what = f"{plural(len(result), 'tensor')}, {plural(result.numel, 'element')}, {size(result.nbytes)}"
     lines = [f"would write {what}" if written is None else f"wrote {shown(written.path)} ({written.format}): {what}"]
     if plan.source.extras and not keep_extras:
         lines.append(f"not kept: {shown(formats.summary(plan.source.extras))} (--keep-extras keeps what it can)")
+    metadata = {key: value for key, value in plan.source.metadata.items() if key != "format"}
+    if metadata and written is not None and written.format != "safetensors":
+        lines.append(f"not kept: the metadata {shown(', '.join(metadata))} ({written.format} holds none)")
     return lines + [f"not kept: {shown(name)}" for name in (written.lost if written is not None else ())]
 
 

@@ -39,9 +39,10 @@ class Node:
         return {**made, "children": [child.data() for child in self.children]} if self.children else made
 
 
-def tree(document: Document) -> Node:
-    """The whole object of a file."""
-    root = _Builder().node(document.path, document.root, 0)
+def tree(document: Document, select: str | None = None) -> Node:
+    """The whole object of a file, or the part of it that `select` names."""
+    value = document.root if select is None else document.node(select)
+    root = _Builder().node(document.path if select is None else f"{document.path} {select}", value, 0)
     root.text = f"{document.format}: {root.text}"
     return root
 

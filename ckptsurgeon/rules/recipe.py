@@ -12,6 +12,7 @@ rules:
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -100,8 +101,9 @@ def _yaml(path: str) -> Any:
     from ruamel.yaml.error import YAMLError
 
     try:
-        if os.path.getsize(path) > _LARGEST:
-            raise InputError(f"a recipe of over {_LARGEST} bytes", path=path)
+        found = os.stat(path)
+        if not stat.S_ISREG(found.st_mode) or found.st_size > _LARGEST:
+            raise InputError(f"a recipe is a regular file of at most {_LARGEST} bytes", path=path)
         with open(path, encoding="utf-8") as file:
             return YAML(typ="rt", pure=True).load(file)
     except FileNotFoundError:

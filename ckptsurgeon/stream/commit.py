@@ -22,13 +22,13 @@ Progress = Callable[[int, int], None]
 
 def check(path: str, force: bool) -> str:
     """Where the output really goes (links followed); OutputError when it may not be written."""
-    place = os.path.realpath(path)
     try:
+        place = os.path.realpath(path)
         mode = os.stat(place).st_mode
     except FileNotFoundError:
         mode = None
-    except OSError as error:
-        raise OutputError(path, error.strerror or str(error)) from None
+    except (OSError, ValueError) as error:
+        raise OutputError(path, getattr(error, "strerror", None) or str(error)) from None
     if mode is not None and not stat.S_ISREG(mode):
         raise OutputError(path, "is there and is no regular file")
     if mode is not None and not force:
@@ -53,6 +53,7 @@ def write(layout: Layout, path: str, *, force: bool = False, progress: Progress 
         try:
             _fill(descriptor, layout, path, progress)
             with _failures(path):
+                _keep_mode(descriptor, place)
                 os.fsync(descriptor)
         finally:
             os.close(descriptor)
@@ -110,6 +111,12 @@ def _put(descriptor: int, data: memoryview, path: str) -> None:
     with _failures(path):
         while data:
             data = data[os.write(descriptor, data) :]
+
+
+def _keep_mode(descriptor: int, place: str) -> None:
+    """A file that is replaced keeps who may read it."""
+    with contextlib.suppress(FileNotFoundError):
+        os.fchmod(descriptor, stat.S_IMODE(os.stat(place).st_mode))
 
 
 def _publish(beside: str, place: str, path: str, force: bool) -> None:

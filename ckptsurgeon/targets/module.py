@@ -28,6 +28,18 @@ def target(thing: Any, label: str | None = None, build: Callable[[int], torch.nn
     if not isinstance(thing, torch.nn.Module):
         raise TargetError(f"a target is an nn.Module, a model spec or a checkpoint, not {type(thing).__name__}")
     label = label or f"the {type(thing).__name__}"
+    try:
+        return _target(thing, label, build)
+    except (TargetError, KeyboardInterrupt):
+        raise
+    except Exception as error:  # its own code: state_dict hooks, lazy parameters without a shape
+        words = " ".join(str(error).split())[:300]
+        raise TargetError(f"{label}: its state dict cannot be made: {type(error).__name__}: {words}") from error
+
+
+def _target(thing: torch.nn.Module, label: str, build: Callable[[int], torch.nn.Module] | None) -> Target:
+    import torch
+
     values = {key: value for key, value in thing.state_dict(keep_vars=True).items() if isinstance(value, torch.Tensor)}
     owners = {name: type(owner).__name__ for name, owner in thing.named_modules()}
     entries: dict[str, TargetEntry] = {}
@@ -71,10 +83,12 @@ class _Values:
     def value(self, key: str, seed: int) -> torch.Tensor:
         if seed not in self._built:
             self._built[seed] = dict(self.build(seed).state_dict())
-        value = self._built[seed][key]
+        value = self._built[seed].get(key)
+        if value is None:
+            raise TargetError(f"{self.label} is another model on the CPU than on the meta device: it has no {key!r}")
         if value.is_meta:
             raise TargetError(f"{self.label} is on the meta device and has no values to initialise {key!r} with")
-        return value
+        return value.detach()
 
 
 @dataclass(frozen=True)
@@ -83,4 +97,10 @@ class _Value:
     key: str
 
     def make(self, spec: TensorSpec, seed: int) -> torch.Tensor:
-        return self.values.value(self.key, seed)
+        value = self.values.value(self.key, seed)
+        if tuple(value.shape) != spec.shape or str(value.dtype) != f"torch.{spec.dtype.name}":
+            raise TargetError(
+                f"{self.values.label} is another model on the CPU than on the meta device: {self.key!r} is "
+                f"{value.dtype} {list(value.shape)}, not {spec}"
+            )
+        return value

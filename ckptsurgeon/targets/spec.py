@@ -131,11 +131,19 @@ def _words(error: BaseException) -> str:
 def _quiet() -> Iterator[None]:
     """What a model's code prints goes to stderr, its warnings nowhere, and what it draws at random
     leaves the caller's random state as it was."""
+    import random
+
+    import numpy as np
     import torch
 
+    states = random.getstate(), np.random.get_state()
     with warnings.catch_warnings(), contextlib.redirect_stdout(sys.stderr), torch.random.fork_rng(devices=[]):
         warnings.simplefilter("ignore")
-        yield
+        try:
+            yield
+        finally:
+            random.setstate(states[0])
+            np.random.set_state(states[1])
 
 
 def _import(name: str, spec: Spec) -> Any:
@@ -183,7 +191,8 @@ def _transformers(spec: Spec) -> Callable[[], Any]:
     args = dict(spec.args)
     wanted = args.pop("cls", None)
     if os.path.exists(spec.factory):
-        config = transformers.AutoConfig.from_pretrained(spec.factory, local_files_only=True, **args)
+        args = {"local_files_only": True, "trust_remote_code": False, **args}
+        config = transformers.AutoConfig.from_pretrained(spec.factory, **args)
     else:
         types = sorted(transformers.CONFIG_MAPPING.keys())
         if spec.factory not in types:
@@ -282,9 +291,14 @@ def _module(spec: Spec, made: Any) -> Any:
 
 def _build_seeded(spec: Spec, factory: Callable[[], Any], seed: int) -> torch.nn.Module:
     """The model with real values on the CPU, from `seed`."""
+    import random
+
+    import numpy as np
     import torch
 
     with _quiet():
         torch.manual_seed(seed)
+        random.seed(seed)
+        np.random.seed(seed % (1 << 32))
         made: torch.nn.Module = _build(spec, factory)
         return made

@@ -47,7 +47,7 @@ def ls(
     if tree:
         from ckptsurgeon.report import tree as trees
 
-        root = trees.tree(document)
+        root = trees.tree(document, select)
         sink.result(lambda: trees.text(root, limit), lambda: trees.data(document, root))
     elif select is None and document.candidates and document.main is None:
         sink.result(lambda: listing.candidates_text(document), lambda: listing.candidates_data(document))

@@ -47,7 +47,7 @@ def remap(
         ),
     ] = False,
     dtype: Dtype = None,
-    seed: Annotated[int, typer.Option(min=0, metavar="N", help="The seed of what is initialised.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**64 - 1, metavar="N", help="The seed of what is initialised.")] = 0,
     keep_extras: KeepExtras = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and write nothing.")] = False,
     force: Force = False,
