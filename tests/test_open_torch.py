@@ -126,6 +126,27 @@ def test_a_device_tag_never_matters() -> None:
     assert_same_tensor(ref.read(), want)
 
 
+def test_a_storage_that_is_a_view_of_another() -> None:
+    """As torch wrote them before 0.4: the persistent id names a part of a storage; by editing its pickle."""
+    save_legacy({"w": torch.arange(6.0)[:3]}, "a.pth")
+    raw = Path("a.pth").read_bytes()
+    assert raw.count(b"K\x06Nt") == 1
+    for view, want in ((b"(U\x01vK\x02K\x03tt", [2.0, 3.0, 4.0]), (b"(U\x01vK\x00K\x06tt", [0.0, 1.0, 2.0])):
+        Path("b.pth").write_bytes(raw.replace(b"K\x06Nt", b"K\x06" + view))
+        assert cs.open("b.pth")["w"].read().tolist() == want
+    for view in (b"(U\x01vK\x04K\x03tt", b"K\x05t"):
+        Path("b.pth").write_bytes(raw.replace(b"K\x06Nt", b"K\x06" + view))
+        with pytest.raises(cs.InputError, match="a storage view"):
+            cs.open("b.pth")
+
+
+def test_a_legacy_pickle_larger_than_the_first_look() -> None:
+    """Over 1 MiB of keys: the reader looks again, further."""
+    want = {f"layers.{i}.{'x' * 400}.weight": torch.full((2,), float(i)) for i in range(3000)}
+    save_legacy(want, "a.pth")
+    assert_same_tensors(cs.open("a.pth"), want)
+
+
 def test_the_suffix_says_nothing(save: Save) -> None:
     for name in ("weights", "dp.pth.tar", "UPPER.PTH", "a.safetensors"):
         save({"w": torch.ones(2)}, Path(name))

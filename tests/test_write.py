@@ -326,6 +326,15 @@ def test_memory_stays_flat_and_large_strided_tensors_are_gathered_in_cuts() -> N
         assert b"".join(blocks) == want.contiguous().numpy().tobytes()
 
 
+@pytest.mark.parametrize("shape", [(40, 300), (300, 40), (3, 500), (64, 64)])
+def test_a_large_transpose_reads_only_the_runs_that_it_needs(shape: tuple[int, int]) -> None:
+    want = torch.arange(shape[0] * shape[1], dtype=torch.int16).reshape(shape).t()
+    torch.save({"w": want, "wide": torch.zeros(50, 4000)[:, 7:9].t()}, "a.pth")
+    for key, tensor in (("w", want), ("wide", torch.zeros(2, 50))):
+        ref = cs.open("a.pth")[key]
+        assert b"".join(bytes(block) for block in ref.blocks(256)) == tensor.contiguous().numpy().tobytes()
+
+
 def test_more_members_than_a_plain_zip_can_count() -> None:
     """Over 65,535 records need the zip64 end record."""
     records = [_torch_zip_layout._Record("data.pkl", b"\x80\x02}.")]
