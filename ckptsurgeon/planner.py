@@ -182,6 +182,7 @@ class _Work:
     def __init__(self, source: Checkpoint, target: Target | None, allow_unused: bool) -> None:
         self.source, self.target, self.allow_unused = source, target, allow_unused
         self.refs: dict[str, TensorRef] = dict(source.tensors)
+        self.before: dict[str, TensorRef] = {}
         self.origin: dict[str, str] = {key: key for key in source}
         self.steps: list[Step] = []
         self.problems: list[Problem] = []

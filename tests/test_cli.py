@@ -292,3 +292,19 @@ def test_progress_is_drawn_on_a_terminal_after_a_second(monkeypatch: pytest.Monk
     assert "writing b.pth" in capsys.readouterr().err
     with _progress.bar("writing", shown=False) as report:
         assert report is None
+
+
+def test_a_long_wait_says_what_is_going_on(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    import time
+
+    from ckptsurgeon.cli import _progress
+
+    monkeypatch.setattr(_progress, "_PATIENCE", 0.01)
+    monkeypatch.setenv("TTY_COMPATIBLE", "1")
+    with _progress.busy("building a model", shown=True):
+        time.sleep(0.5)
+    assert "building a model" in capsys.readouterr().err
+    monkeypatch.setattr(_progress, "_PATIENCE", 60)
+    with _progress.busy("short", shown=True):
+        pass
+    assert capsys.readouterr().err == ""

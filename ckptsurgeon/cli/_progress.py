@@ -1,8 +1,9 @@
-"""A progress bar on a terminal, for anything that takes longer than a second."""
+"""Progress on a terminal, for anything that takes longer than a second."""
 
 from __future__ import annotations
 
 import contextlib
+import threading
 import time
 from collections.abc import Callable, Iterator
 
@@ -27,6 +28,29 @@ def bar(words: str, shown: bool) -> Iterator[Callable[[int, int], None] | None]:
                 update(done, total)
 
         yield report
+
+
+@contextlib.contextmanager
+def busy(words: str, shown: bool) -> Iterator[None]:
+    """Words with a spinner while something of unknown length goes on, such as building a model."""
+    if not shown:
+        yield
+        return
+    with contextlib.ExitStack() as stack:
+        timer = threading.Timer(_PATIENCE, lambda: stack.enter_context(_spinner(words)))
+        timer.daemon = True
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
+            timer.join()
+
+
+def _spinner(words: str) -> contextlib.AbstractContextManager[object]:
+    from rich.console import Console
+
+    return Console(stderr=True).status(words)
 
 
 def _begin(stack: contextlib.ExitStack, words: str) -> Callable[[int, int], None]:

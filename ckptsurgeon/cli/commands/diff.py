@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from ckptsurgeon.cli._options import Json, Quiet, RecipeFile, Rules, Select
+from ckptsurgeon.cli._progress import busy
 from ckptsurgeon.cli._sink import NO, Sink, failing
 
 
@@ -43,7 +44,9 @@ def diff(
     from ckptsurgeon.report import difference
 
     sink = Sink(as_json, quiet)
-    found = surgery.diff(a, b, surgery.recipe(recipe, rule), select=select)
+    rules = surgery.recipe(recipe, rule)
+    with busy(f"comparing with {b}", sink.shows_progress):
+        found = surgery.diff(a, b, rules, select=select)
     sink.result(lambda: difference.text(found), lambda: difference.data(found))
     enough = found.same if min_coverage is None else found.coverage.least >= min_coverage
     if not enough:

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from ckptsurgeon.cli._options import Json, Quiet, Select
+from ckptsurgeon.cli._progress import busy
 from ckptsurgeon.cli._sink import Sink, failing
 
 
@@ -54,5 +55,6 @@ def ls(
     else:
         ckpt = document.checkpoint(select)
         keys, more = listing.selected(ckpt, pattern, limit)
-        figures = listing.figures(ckpt, keys) if stats else None
+        with busy("reading the values", stats and sink.shows_progress):
+            figures = listing.figures(ckpt, keys) if stats else None
         sink.result(lambda: listing.text(ckpt, keys, more, figures), lambda: listing.data(ckpt, keys, more, figures))

@@ -20,7 +20,7 @@ from ckptsurgeon.cli._options import (
     Select,
     Unexpected,
 )
-from ckptsurgeon.cli._progress import bar
+from ckptsurgeon.cli._progress import bar, busy
 from ckptsurgeon.cli._sink import NO, Sink, failing, problems
 
 
@@ -69,22 +69,24 @@ def remap(
     sink = Sink(as_json, quiet)
     if output is None and not dry_run:
         raise UsageError("-o OUT is missing; --dry-run shows the plan without it")
-    plan = surgery.prepare(
-        source,
-        output,
-        surgery.recipe(recipe, rule),
-        to,
-        select=select,
-        unexpected=None if unexpected is None else unexpected.value,
-        mismatched=None if mismatched is None else mismatched.value,
-        missing=None if missing is None else missing.value,
-        fit=fit,
-        dtype=dtype,
-        seed=seed,
-        keep_extras=keep_extras,
-        allow_unused=allow_unused,
-        force=force or dry_run,
-    )
+    rules = surgery.recipe(recipe, rule)
+    with busy("planning", sink.shows_progress):
+        plan = surgery.prepare(
+            source,
+            output,
+            rules,
+            to,
+            select=select,
+            unexpected=None if unexpected is None else unexpected.value,
+            mismatched=None if mismatched is None else mismatched.value,
+            missing=None if missing is None else missing.value,
+            fit=fit,
+            dtype=dtype,
+            seed=seed,
+            keep_extras=keep_extras,
+            allow_unused=allow_unused,
+            force=force or dry_run,
+        )
     written = None
     if plan.ok and not dry_run and output is not None:
         with bar(f"writing {output.name}", sink.shows_progress) as progress:
