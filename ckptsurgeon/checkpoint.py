@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any, Literal, Protocol
@@ -11,8 +11,8 @@ from ckptsurgeon.errors import UsageError
 from ckptsurgeon.sources import Source
 from ckptsurgeon.tensor import TensorRef, TensorSpec
 
-Step = str | int
-"""One step into a container: a dict key or attribute name, or a list index."""
+Step = Hashable
+"""One step into a container: a dict key, an attribute name, or a list index."""
 Versions = Mapping[str, Mapping[str, Any]]
 """torch's `state_dict()._metadata`: module prefix → {"version": n}."""
 
@@ -20,13 +20,13 @@ Versions = Mapping[str, Mapping[str, Any]]
 @dataclass(frozen=True)
 class Origin:
     """Where a checkpoint came from: file, format, the steps to its state dict inside the file's
-    object, the place among its siblings there, and the class that held it."""
+    object, and its place among its siblings there (None: what stood beside the tensors in it is
+    still in its place, in the extras)."""
 
     path: str
     format: str
     select: tuple[Step, ...] = ()
-    place: int = 0
-    container: str = "dict"
+    place: int | None = None
 
     @property
     def selected(self) -> str:
@@ -73,7 +73,7 @@ class Checkpoint(Mapping[str, TensorRef]):
 
     def tied(self) -> tuple[tuple[str, ...], ...]:
         """The groups of keys that share one storage, in order."""
-        groups: dict[Source, list[str]] = {}
+        groups: dict[Hashable, list[str]] = {}
         for key, ref in self.tensors.items():
             if ref.tie is not None:
                 groups.setdefault(ref.tie, []).append(key)
@@ -112,12 +112,14 @@ class Target:
     """What a checkpoint must fit: key → `TargetEntry`, in order.
 
     `label` names it in reports. `is_model` tells a model, whose dtypes are shown but do not
-    count, from another checkpoint. `ties` are the groups of keys that share one parameter.
+    count, from another checkpoint. `others` are keys of its state dict that are no tensors, `ties`
+    the groups of keys that share one parameter.
     """
 
     label: str
     entries: Mapping[str, TargetEntry]
     is_model: bool
+    others: tuple[str, ...] = ()
     ties: tuple[tuple[str, ...], ...] = ()
     initial: InitialValues | None = None
 

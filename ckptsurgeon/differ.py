@@ -15,7 +15,22 @@ from ckptsurgeon.tensor import TensorSpec, only_ones_differ
 Status = Literal["matched", "dtype", "shape", "missing", "unexpected"]
 _POSITIONS = re.compile(r"pos(ition)?(al)?_?emb|relative_position_bias_table|position_ids", re.IGNORECASE)
 _EMBEDDING = re.compile(r"(^|[._])(tok|token|word|wte|emb|embed|embedding|embeddings|embed_tokens|shared)([._]|$)")
-_HEAD = re.compile(r"(^|[._])(\w*fc|\w*head|heads|\w*classifier|\w*logits?|cls|last_linear|output|fclass)([._\d]|$)")
+_HEADS = frozenset(
+    (
+        "fc",
+        "head",
+        "heads",
+        "head_dist",
+        "classifier",
+        "logits",
+        "last_linear",
+        "fclass",
+        "lm_head",
+        "score",
+        "qa_outputs",
+    )
+)
+_HEAD_MODULES = frozenset(("", "Linear", "Conv1d", "Conv2d", "NonDynamicallyQuantizableLinear"))
 
 
 @dataclass(frozen=True)
@@ -66,11 +81,13 @@ class Coverage:
 
 @dataclass(frozen=True)
 class Suggestion:
-    """Rules that would bring `tensors` of the target's keys to their names, against `now`."""
+    """Rules that would bring `tensors` of the target's keys to their names, against `now`; or, in
+    words, several that would do so equally well with other tensors."""
 
     rules: tuple[str, ...]
     tensors: int
     now: int
+    alternatives: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -112,8 +129,13 @@ def diff(left: Checkpoint, target: Target) -> Diff:
 def _suggested(left: Checkpoint, target: Target) -> Suggestion | None:
     from ckptsurgeon import wrappers
 
-    found = wrappers.find(list(left), target.entries)
-    return Suggestion(tuple(rule.text for rule in found.rules), found.hits, found.before) if found.rules else None
+    found = wrappers.find(
+        {key: ref.shape for key, ref in left.items()},
+        {key: entry.spec.shape for key, entry in target.entries.items()},
+    )
+    if not found.rules and not found.alternatives:
+        return None
+    return Suggestion(tuple(rule.text for rule in found.rules), found.hits, found.before, found.alternatives)
 
 
 def _rule(operation: str, pattern: re.Pattern[str], **args: tuple[int, ...]) -> str | None:
@@ -181,11 +203,21 @@ def mend_of(key: str, left: TensorSpec, entry: TargetEntry) -> Mend:
 
 
 def _rows_differ(key: str, have: int, want: int, entry: TargetEntry) -> Mend:
-    if entry.module == "Embedding" or _EMBEDDING.search(key):
+    if entry.module == "Embedding" or (not entry.module and _EMBEDDING.search(key)):
         return Mend(f"another vocabulary: {have} → {want} rows; load the rest with --mismatched overlap --missing init")
-    if not _HEAD.search(key):
+    if not _is_head(key, entry):
         return Mend(f"another number of outputs: {have} → {want}")
     return Mend(f"a head of another size: {have} → {want} outputs; --mismatched drop --missing init begins it anew")
+
+
+def _is_head(key: str, entry: TargetEntry) -> bool:
+    """A layer with the name of a head that does not stand in a numbered block."""
+    for segment in key.split(".")[:-1]:
+        if segment in _HEADS:
+            return entry.module in _HEAD_MODULES
+        if segment.isdigit():
+            return False
+    return False
 
 
 def _ones(pattern: re.Pattern[str], have: tuple[int, ...], want: tuple[int, ...]) -> Mend:

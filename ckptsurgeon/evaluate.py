@@ -98,7 +98,12 @@ def _to_bytes(tensor: torch.Tensor, spec: TensorSpec) -> memoryview:
 def read_exactly(descriptor: int, nbytes: int, offset: int, path: str) -> bytearray:
     """`nbytes` from `offset` of a file; InputError when it ends before."""
     buffer = bytearray(nbytes)
-    view, done = memoryview(buffer), 0
+    _read_into(descriptor, memoryview(buffer), offset, path)
+    return buffer
+
+
+def _read_into(descriptor: int, view: memoryview, offset: int, path: str) -> None:
+    done, nbytes = 0, len(view)
     while done < nbytes:
         try:
             got = os.preadv(descriptor, [view[done:]], offset + done)
@@ -107,7 +112,6 @@ def read_exactly(descriptor: int, nbytes: int, offset: int, path: str) -> bytear
         if not got:
             raise InputError(f"ends at byte {offset + done}, {nbytes - done} bytes too early", path=path)
         done += got
-    return buffer
 
 
 def _extent(extent: Extent, spec: TensorSpec, size: int) -> Iterator[memoryview]:
@@ -224,9 +228,7 @@ def _packed(
     data = bytearray(used * shape[slow] * item)
     view, length, gap = memoryview(data), used * item, strides[slow] * item
     for index in range(shape[slow]):
-        got = os.preadv(descriptor, [view[index * length : (index + 1) * length]], offset + index * gap)
-        if got != length:
-            raise InputError(f"ends at byte {offset + index * gap + got}, too early", path=path)
+        _read_into(descriptor, view[index * length : (index + 1) * length], offset + index * gap, path)
     return _gathered(data, shape, tuple(used if i == slow else s for i, s in enumerate(strides)), item)
 
 

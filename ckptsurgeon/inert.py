@@ -6,7 +6,7 @@ are themselves; tensors are `TensorRef`; every other object is an `Opaque` recor
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from typing import Any
 
 
@@ -40,13 +40,13 @@ class Opaque:
         return f"<{self.name}>" if self.args is None else f"<{self.name} object>"
 
 
-def children(value: Any) -> Iterator[tuple[str | int, Any]]:
+def children(value: Any) -> Iterator[tuple[Hashable, Any]]:
     """The named members of a container of the inert tree: dict items, list members, attributes."""
     if isinstance(value, dict):
-        yield from ((key if isinstance(key, int) else str(key), member) for key, member in value.items())
+        yield from value.items()
     elif isinstance(value, list | tuple):
         yield from enumerate(value)
     elif isinstance(value, Opaque):
-        yield from ((str(key), member) for key, member in value.fields().items())
+        yield from value.fields().items()
         if value.items:
             yield from enumerate(value.items)

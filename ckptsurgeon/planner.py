@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 from ckptsurgeon import versions, wrappers
 from ckptsurgeon.checkpoint import Checkpoint, Target
 from ckptsurgeon.dtypes import DType
-from ckptsurgeon.errors import PlanError, Problem, UsageError
+from ckptsurgeon.errors import MOST_SHOWN, PlanError, Problem, UsageError
 from ckptsurgeon.ops import Match, OperationError, reshaped
 from ckptsurgeon.rules import Recipe, Rule, parse, render
 from ckptsurgeon.sources import Apply
@@ -77,9 +77,9 @@ class Step:
 class Plan:
     """The result, which is an ordinary Checkpoint, and how it came about.
 
-    `dropped`, `missing` and `mismatched` map a key to what was done about it and why, `overlapped`
-    a key of which only a part was copied to how many elements that is; `problems` are all reasons
-    not to carry the plan out.
+    `dropped` maps a key of the source, `missing` and `mismatched` a key of the target to what was
+    done about it and why, `overlapped` a key of which only a part was copied to how many elements
+    that is; `problems` are all reasons not to carry the plan out, `warnings` are none.
     """
 
     source: Checkpoint
@@ -93,6 +93,7 @@ class Plan:
     initialised: tuple[str, ...] = ()
     overlapped: Mapping[str, int] = field(default_factory=dict)
     problems: tuple[Problem, ...] = ()
+    warnings: tuple[str, ...] = ()
 
     @property
     def ok(self) -> bool:
@@ -166,8 +167,7 @@ def plan(
         work.apply(rule)
     if target is not None:
         if policies.fit:
-            for rule in wrappers.find(list(work.refs), target.entries).rules:
-                work.apply(rule, by="fit")
+            work.unwrap(target)
         work.settle(target, policies, seed)
     if dtype is not None:
         cast = parse(render("cast", {"pattern": ".|^$", "dtype": dtype.name}))
@@ -190,6 +190,7 @@ class _Work:
         self.missing: dict[str, str] = {}
         self.mismatched: dict[str, str] = {}
         self.kept: list[str] = []
+        self.warnings: list[str] = []
         self.overlapped: dict[str, int] = {}
         self.initialised: list[str] = []
 
@@ -203,7 +204,8 @@ class _Work:
             return
         used = [match for match in matches if match.refused is None]
         if not used:
-            if not self.allow_unused and by == "rule":
+            tolerated = self.allow_unused and rule.operation.name != "keep"  # else all would stay
+            if not tolerated and by == "rule":
                 self.problems.append(_unused(rule, matches, list(self.refs)))
             return
         made = self._made(rule, used)
@@ -258,10 +260,37 @@ class _Work:
                 for name, new in zip(match.outputs, refs, strict=True):
                     put(name, new, key)
                 if not match.outputs:
-                    self.dropped[key] = f"rule `{rule.text}`"
+                    self.dropped[self.origin.get(key, key)] = f"rule `{rule.text}`"
         self.refs, self.origin = placed, origin
 
     # -- the target --------------------------------------------------------------------------
+
+    def unwrap(self, target: Target) -> None:
+        found = wrappers.find(
+            {key: ref.shape for key, ref in self.refs.items()},
+            {key: entry.spec.shape for key, entry in target.entries.items()},
+        )
+        for rule in found.rules:
+            self.apply(rule, by="fit")
+        if found.alternatives:
+            ways = ", ".join(found.alternatives)
+            text = (
+                f"several parts of the checkpoint fit {target.label} equally well: {ways}; give one of them as a rule"
+            )
+            self.problems.append(Problem(text, kind="ambiguous"))
+
+    def _warn(self, target: Target) -> None:
+        fresh = set(self.initialised)
+        if target.entries and not any(key in self.refs and key not in fresh for key in target.entries):
+            self.warnings.append(f"no tensor of {target.label} comes from the checkpoint")
+        for group in target.ties:
+            kept = [key for key in group if key in self.refs]
+            if len({self.refs[key].source for key in kept}) > 1:
+                names = ", ".join(map(repr, kept))
+                self.warnings.append(f"{target.label} shares one parameter among {names}, which are not tied here")
+        if target.others:
+            names = ", ".join(map(repr, target.others[:5]))
+            self.warnings.append(f"{target.label} also wants {names}: no tensors, and not in a checkpoint of tensors")
 
     def settle(self, target: Target, policies: Policies, seed: int) -> None:
         unexpected, mismatched, missing = policies.settled()
@@ -269,6 +298,7 @@ class _Work:
         self._mismatched(target, mismatched, policies.fit and policies.mismatched is None, missing, seed)
         self._missing(target, missing, seed)
         self._order(target)
+        self._warn(target)
 
     def _unexpected(self, target: Target, policy: Unexpected) -> None:
         extra = [key for key in self.refs if key not in target.entries]
@@ -277,11 +307,11 @@ class _Work:
         elif policy == "drop":
             for key in extra:
                 del self.refs[key]
-                self.dropped[key] = f"not a key of {target.label}"
+                self.dropped[self.origin.get(key, key)] = f"not a key of {target.label}"
             self._policy("--unexpected drop", [((key,), ()) for key in extra])
         else:
             for key in extra:
-                near = get_close_matches(key, target.entries, 1, 0.8) if len(extra) <= 50 else []
+                near = _nearest(key, target) if len(extra) <= MOST_SHOWN else []
                 hint = f" (nearest: {near[0]!r})" if near else ""
                 text = f"{key!r} is no key of {target.label}{hint}; rename or drop it, or use --unexpected drop|keep"
                 self.problems.append(Problem(text, key=key, kind="unexpected"))
@@ -302,7 +332,7 @@ class _Work:
                 done.setdefault("--mismatched overlap", []).append(((key,), (key,)))
             elif policy == "drop" or fit:
                 del self.refs[key]
-                self.dropped[key] = self.mismatched[key] = f"other shape: {shapes}"
+                self.dropped[self.origin.get(key, key)] = self.mismatched[key] = f"other shape: {shapes}"
                 done.setdefault("--mismatched drop", []).append(((key,), ()))
             else:
                 self.problems.append(Problem(f"{key!r}: {shapes}{_way_out(policy)}", key=key, kind="shape"))
@@ -310,7 +340,8 @@ class _Work:
             self._policy(name, edges)
 
     def _overlap(self, target: Target, key: str, ref: TensorRef, want: TensorSpec, seed: int, shapes: str) -> None:
-        initial = TensorRef(want, target.initial_source(key, seed))
+        first = next((group[0] for group in target.ties if key in group), key)
+        initial = TensorRef(want, target.initial_source(first, seed))
         made = TensorSpec(ref.dtype, want.shape)
         self.refs[key] = TensorRef(made, Apply(Overlap(), (ref, initial)))
         shared = prod(min(a, b) for a, b in zip(ref.shape, want.shape, strict=True))
@@ -382,6 +413,7 @@ class _Work:
             tuple(self.initialised),
             self.overlapped,
             tuple(self.problems),
+            tuple(self.warnings),
         )
 
 
@@ -396,10 +428,17 @@ def _unused(rule: Rule, matches: list[Match], keys: list[str]) -> Problem:
         text = f"matches {len(matches)} keys, but makes no name of the target: {matches[0].refused}"
         return replace(_about(rule, text, "template"), kind="unused")
     wanted = rule.args.get("prefix") or rule.args["pattern"].pattern.replace("\\", "").strip("^$")
-    near = get_close_matches(wanted, keys[:2000], 3, 0.4) or keys[:3]
+    near = get_close_matches(wanted, keys[:300], 3, 0.4) or keys[:3]
     hint = f"; the nearest keys are {', '.join(map(repr, near))}" if near else "; the checkpoint has no keys"
     text = f"{rule.operation.when_unused}{hint}"
     return replace(_about(rule, text, argument), kind="unused")
+
+
+def _nearest(key: str, target: Target) -> list[str]:
+    """The most alike of some keys of the target with the same end."""
+    end = key.rpartition(".")[2]
+    alike = [name for name in target.entries if name.rpartition(".")[2] == end]
+    return get_close_matches(key, alike[:300], 1, 0.8)
 
 
 def _way_out(policy: Mismatched) -> str:

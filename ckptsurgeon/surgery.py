@@ -180,7 +180,7 @@ def save(
     if not isinstance(ckpt, Checkpoint):
         raise UsageError(f"what is saved is a Checkpoint, as cs.open or a plan makes it, not {type(ckpt).__name__}")
     format = formats.writer_for(path)
-    problems = format.problems(ckpt)
+    problems = formats.problems(ckpt, format, keep_extras)
     if problems:
         raise PlanError(problems)
     laid_out, lost = formats.layout(ckpt, format, keep_extras)
@@ -193,19 +193,16 @@ def carry_out(
 ) -> Written:
     """Write the result of a plan; PlanError when it has problems, else as `save`."""
     written = save(made.check().result, output, keep_extras=keep_extras, force=force, progress=progress)
-    warnings = _stale_optimizers(made) if keep_extras else []
-    if made.target is not None and made.target.entries and not made.loaded():
-        warnings.append(f"no tensor of {made.target.label} comes from the checkpoint")
-    return replace(written, plan=made, warnings=tuple(warnings))
+    stale = _stale_optimizers(made) if keep_extras else []
+    return replace(written, plan=made, warnings=(*made.warnings, *stale))
 
 
 def _stale_optimizers(made: Plan) -> list[str]:
     """Warnings about optimizer state that is kept while the parameters changed."""
-    before = [(key, ref.shape) for key, ref in made.source.items()]
-    after = [(key, ref.shape) for key, ref in made.result.items()]
+    before, after = list(made.source.items()), list(made.result.items())
     if before == after:
         return []
-    if [shape for _, shape in before] == [shape for _, shape in after]:
+    if [ref for _, ref in before] == [ref for _, ref in after]:
         why = (
             "parameters were renamed; it counts them by position, so it fits a model that lists them in the same order"
         )
@@ -241,7 +238,7 @@ def prepare(
         formats.check_extras(ckpt.extras if keep_extras else None, formats.writer_for(output))
         stream.check(os.fspath(output), force)
     made = plan(ckpt, recipe, to, select=select, **how)
-    problems = formats.writer_for(output).problems(made.result) if output is not None else []
+    problems = formats.problems(made.result, formats.writer_for(output), keep_extras) if output is not None else []
     return replace(made, problems=(*made.problems, *problems))
 
 

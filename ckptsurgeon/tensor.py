@@ -5,7 +5,7 @@ Plans are made on specs alone; `TensorRef.read` and `TensorRef.blocks` are where
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Hashable, Iterable, Iterator
 from dataclasses import dataclass, field
 from math import prod
 from typing import TYPE_CHECKING
@@ -76,9 +76,15 @@ class TensorRef:
         return self.spec.nbytes
 
     @property
-    def tie(self) -> Source | None:
-        """What names that share this storage have in common; None where nothing can be shared."""
-        return self.source if isinstance(self.source, Extent | Apply | Fill) and self.nbytes else None
+    def tie(self) -> Hashable | None:
+        """What names that share this storage have in common; None where nothing can be shared.
+
+        Equal sources are not enough: of two views with the same strides one may be longer.
+        """
+        if not isinstance(self.source, Extent | Apply | Fill) or not self.nbytes:
+            return None
+        strided = isinstance(self.source, Extent) and self.source.strides is not None
+        return self.source, tuple(size for size in self.shape if size != 1) if strided else self.numel
 
     def blocks(self, size: int = BLOCK) -> Iterator[memoryview]:
         """The contiguous little-endian bytes, at most about `size` at a time where that is possible."""

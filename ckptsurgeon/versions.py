@@ -17,13 +17,9 @@ def renamed(versions: Versions, before: Sequence[str], pairs: Sequence[tuple[str
     if not versions:
         return {}
     moved: dict[str, str] = {}
-    for old, new in pairs:
-        a, b = old.split("."), new.split(".")
-        while a and b and a[-1] == b[-1]:
-            a, b = a[:-1], b[:-1]
-            moved.setdefault(".".join(a), ".".join(b))
-            if not a or not b:
-                break
+    for exact in (True, False):
+        for old, new in pairs:
+            _note(moved, old.split("."), new.split("."), exact)
     had = {key[:cut] for key in before for cut in _cuts(key)}
     made: dict[str, Mapping[str, object]] = {}
     for module, entry in versions.items():
@@ -32,6 +28,17 @@ def renamed(versions: Versions, before: Sequence[str], pairs: Sequence[tuple[str
         elif module not in had and (around := _around(module, moved)) is not None:
             made.setdefault(around, entry)
     return made
+
+
+def _note(moved: dict[str, str], a: list[str], b: list[str], exact: bool) -> None:
+    """What one renamed key tells of the modules around it; without `exact` its own name may change
+    (`weight` to `gamma`)."""
+    if not exact and a[-1] != b[-1]:
+        a, b = a[:-1], b[:-1]
+        moved.setdefault(".".join(a), ".".join(b))
+    while a and b and a[-1] == b[-1]:
+        a, b = a[:-1], b[:-1]
+        moved.setdefault(".".join(a), ".".join(b))
 
 
 def _cuts(key: str) -> list[int]:

@@ -185,6 +185,26 @@ def test_a_closed_pipe_is_no_error() -> None:
     assert ran.stderr == ""
 
 
+def test_members_that_overlap_are_refused() -> None:
+    """Two directory entries for the bytes of one member, under two names of one length."""
+    import struct
+
+    torch.save({"a": torch.ones(4), "b": torch.ones(4)}, "a.pth")
+    with zipfile.ZipFile("a.pth") as archive:
+        first = archive.getinfo("a/data/0").header_offset
+    raw = bytearray(Path("a.pth").read_bytes())
+    at = raw.index(b"PK\1\2")
+    while raw[at : at + 4] == b"PK\1\2":
+        n, m, k = struct.unpack_from("<3H", raw, at + 28)
+        if raw[at + 46 : at + 46 + n] == b"a/data/0":
+            struct.pack_into("<2L", raw, at + 20, 4096, 4096)
+        at += 46 + n + m + k
+    assert first < len(raw)
+    Path("b.pth").write_bytes(raw)
+    with pytest.raises(cs.InputError, match="runs into|runs past"):
+        cs.open("b.pth")
+
+
 DAMAGE = {
     "a prefix": lambda raw: b"#!/bin/sh\n" + raw,
     "a suffix": lambda raw: raw + b"more",

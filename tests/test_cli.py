@@ -89,7 +89,7 @@ def test_remap_does_what_it_says_and_says_what_it_does(ckpt: Any, bundle: str) -
     assert ran.err == ""
     lines = ran.out.splitlines()
     assert lines[0] == "strip module.: 14 tensors, as module.stem.weight → stem.weight"
-    assert f"  fc.weight: other shape: [100, 8] in the checkpoint, [10, 8] in {SPEC}" in lines
+    assert f"  module.fc.weight: other shape: [100, 8] in the checkpoint, [10, 8] in {SPEC}" in lines
     assert f"  fc.weight: initialised as {SPEC} does" in lines
     assert f"from the checkpoint: 12 of 14 tensors of {SPEC}, 83.78 % of the elements" in lines
     assert "wrote b.safetensors (safetensors): 14 tensors, 555 elements, 2.2 KiB" in lines
@@ -117,6 +117,18 @@ def test_a_fit_to_nothing_is_a_warning(ckpt: Any) -> None:
     assert ran.code == 0
     assert f"warning: no tensor of {SPEC} comes from the checkpoint" in ran.err
     assert "from the checkpoint: 0 of 14 tensors" in ran.out
+
+
+def test_a_rename_by_target_is_reported_one_by_one(ckpt: Any) -> None:
+    torch.save({"stem.net.weight": torch.ones(8, 3, 3, 3), "fc.net.bias": torch.ones(10)}, "a.pth")
+    ran = ckpt(
+        "remap", "a.pth", "--rule", r"\.net\. => . when=target", "--to", SPEC, "--missing", "skip", "-o", "b.pth"
+    )
+    assert ran.out.splitlines()[:3] == [
+        r"\.net\. => . when=target: 2 tensors",
+        "  stem.net.weight → stem.weight",
+        "  fc.net.bias → fc.bias",
+    ]
 
 
 def test_what_another_file_as_target_means(ckpt: Any) -> None:
@@ -229,6 +241,8 @@ def test_optimizer_state_is_carried_with_a_warning_when_parameters_changed(ckpt:
         ([], None),
         (["--rule", "^fc => head"], "renamed; it counts them by position"),
         (["--rule", "drop ^fc"], "changed; it may no longer fit"),
+        (["--dtype", "f16"], "changed; it may no longer fit"),
+        (["--rule", "permute ^stem.weight$ 0,1,3,2"], "changed; it may no longer fit"),
     ):
         ran = ckpt("remap", "a.pth", "-o", "b.pth", "--keep-extras", "--force", *rules)
         assert ran.code == 0

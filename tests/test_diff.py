@@ -82,6 +82,7 @@ MENDS = {
     "reshape": ("w", (768, 3, 16, 16), (768, 768), "a reshape", "reshape ^w$ 768,768"),
     "head": ("fc.weight", (1000, 512), (10, 512), "a head of another size: 1000 → 10 outputs", None),
     "head bias": ("fc.bias", (1000,), (10,), "a head of another size: 1000 → 10 outputs", None),
+    "inner head": ("blocks.0.head.weight", (64, 8), (128, 8), "another number of outputs: 64 → 128", None),
     "outputs": ("layer2.0.bn1.weight", (64,), (128,), "another number of outputs: 64 → 128", None),
     "an odd key": ("a 'b\" c", (2, 1), (2,), "squeeze dimension 1", None),
     "vocabulary": ("wte.weight", (50257, 8), (50304, 8), "another vocabulary: 50257 → 50304 rows", None),

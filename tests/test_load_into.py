@@ -19,7 +19,7 @@ def test_what_fits_is_loaded_and_the_rest_stays() -> None:
     want = {**source.state_dict(), "fc.weight": head, "fc.bias": telling(Net(), seed=5).fc.bias.detach()}
     assert_same_tensors(model.state_dict(), want)
     assert report.kept == ("fc.weight", "fc.bias")
-    assert report.dropped == ("fc.weight", "fc.bias")
+    assert report.dropped == ("module.fc.weight", "module.fc.bias")
     assert len(report.loaded) == 12
     assert report.coverage == pytest.approx(465 / 555)
     assert "loaded 12 of 14 tensors, 83.78 %" in str(report)
@@ -61,6 +61,13 @@ def test_wrapped_and_compiled_models_need_no_stripping() -> None:
         model = Net()
         cs.load_into(wrap(model), "a.pth", fit=True)
         assert_same_tensors(model.state_dict(), source.state_dict())
+
+
+def test_values_that_a_cast_would_cut_are_refused() -> None:
+    model = Net()
+    torch.save({**model.state_dict(), "norm.num_batches_tracked": torch.tensor(2.7)}, "a.pth")
+    with pytest.raises(cs.PlanError, match="'norm.num_batches_tracked' is float32 in the checkpoint and int64"):
+        cs.load_into(model, "a.pth")
 
 
 def test_a_model_without_memory_is_refused() -> None:

@@ -236,6 +236,99 @@ def test_fit_puts_a_wrapper_on_where_the_model_has_it() -> None:
     assert [step.rule for step in plan.steps] == ["strip net.", "prefix module."]
 
 
+PAIRS = [
+    ("student.", "teacher."),
+    ("ema.", "model."),
+    ("ema_model.", "model."),
+    ("module.student.", "module.teacher."),
+]
+
+
+@pytest.mark.parametrize("pair", PAIRS, ids=" ".join)
+def test_fit_never_chooses_between_two_that_fit_equally_well(pair: tuple[str, str]) -> None:
+    state = {prefix + key: value for prefix in pair for key, value in net_state().items()}
+    plan = made(state, to=Net(num_classes=100), fit=True)
+    (problem,) = [problem for problem in plan.problems if problem.kind == "ambiguous"]
+    assert all(f"`strip {prefix}`" in problem.text for prefix in pair)
+    suggestion = cs.diff("a.pth", Net(num_classes=100)).suggestion
+    assert suggestion.rules == ()
+    assert suggestion.alternatives == tuple(f"`strip {prefix}`" for prefix in sorted(pair))
+    assert made(state, f"strip {pair[1]}", to=Net(num_classes=100), fit=True).ok
+
+
+def test_fit_takes_the_part_whose_shapes_fit() -> None:
+    state = {f"backbone.{key}": torch.ones(1, 2, 3, 4, 5) for key in net_state()}
+    state |= {f"net.{key}": value for key, value in net_state().items()}
+    plan = made(state, to=Net(num_classes=100), fit=True).check()
+    assert_same_tensors(plan.result, net_state())
+
+
+def test_fit_renames_nothing_away_that_fits() -> None:
+    model = torch.nn.ModuleDict(
+        {"backbone": torch.nn.ModuleDict({"c1": torch.nn.Linear(2, 2)}), "fc": torch.nn.Linear(2, 2)}
+    )
+    state = {
+        "c1.weight": torch.ones(2, 2),
+        "c1.bias": torch.ones(2),
+        "fc.weight": torch.zeros(2, 2),
+        "fc.bias": torch.zeros(2),
+    }
+    plan = made(state, to=model, fit=True).check()
+    assert plan.initialised == ()
+    assert [step.rule for step in plan.steps] == ["^ => backbone. when=target"]
+    assert_same_tensor(plan.result["fc.weight"].read(), state["fc.weight"])
+
+
+def test_fit_shows_a_collision_instead_of_giving_up() -> None:
+    state = {f"module.{key}": value for key, value in net_state().items()}
+    plan = made({**state, "fc.bias": torch.zeros(100)}, to=Net(num_classes=100), fit=True)
+    assert [problem.kind for problem in plan.problems] == ["collision"]
+
+
+def test_a_wrapper_that_the_target_has_is_none() -> None:
+    """A submodule that is really called `module`, inside of a compiled model."""
+    model = torch.nn.ModuleDict({"head": torch.nn.ModuleDict({"module": torch.nn.Linear(2, 2)})})
+    state = {f"_orig_mod.{key}": value for key, value in model.state_dict().items()}
+    plan = made(state, to=model, fit=True).check()
+    assert [step.rule for step in plan.steps] == ["strip _orig_mod."]
+
+
+def test_a_tied_target_from_untied_tensors_is_a_warning() -> None:
+    plan = made({"embed.weight": torch.ones(16, 4), "head.weight": torch.zeros(16, 4)}, to=Tied()).check()
+    assert plan.warnings == (
+        "the Tied shares one parameter among 'embed.weight', 'head.weight', which are not tied here",
+    )
+
+
+def test_overlapped_ties_stay_ties() -> None:
+    shared = torch.ones(5, 4)
+    plan = made({"embed.weight": shared, "head.weight": shared}, to=telling(Tied()), mismatched="overlap").check()
+    assert plan.result.tied() == (("embed.weight", "head.weight"),)
+    assert plan.warnings == ()
+
+
+def test_a_planned_result_can_be_planned_again() -> None:
+    first = made({"stem.weight": torch.ones(8, 3, 3, 3)}, to=telling(Net()), missing="init").check()
+    second = cs.plan(first.result, [r"unsqueeze ^fc\.bias$ 0", "cast . f64"]).check()
+    assert_same_tensor(second.result["fc.bias"].read(), telling(Net()).fc.bias.detach()[None].double())
+
+
+def test_every_dropped_tensor_has_its_line() -> None:
+    plan = made({"a": W, "b": W}, "drop ^a$", "^b$ => a", "drop ^a$", "keep . ", allow_unused=True)
+    assert set(plan.dropped) == {"a", "b"}
+
+
+def test_two_copies_are_two() -> None:
+    plan = made({"a": W}, "copy ^a$ => b", "^b$ => c", "copy ^a$ => b")
+    assert list(plan.result) == ["a", "b", "c"]
+    assert plan.result.tied() == ()
+
+
+def test_a_keep_that_matches_nothing_is_never_tolerated() -> None:
+    (problem,) = made({"a": W}, "keep ^zzz", allow_unused=True).problems
+    assert problem.kind == "unused"
+
+
 def test_fit_takes_nothing_off_that_does_not_help() -> None:
     """`modulex.` is no wrapper, and a dot is a dot."""
     state = {f"modulex.{key}": value for key, value in net_state().items()}
@@ -323,6 +416,8 @@ def test_versions_are_renamed_with_the_keys() -> None:
     before = ["a.0.w", "a.0.b", "fc.w"]
     moved = module_versions.renamed(versions, before, [("a.0.w", "net.x.0.w"), ("a.0.b", "net.x.0.b")])
     assert moved == {"net.x": {"version": 1}, "net.x.0": {"version": 2}, "net.x.relu": {"version": 1}}
+    gamma = module_versions.renamed({"": {"v": 0}, "0": {"v": 1}}, ["0.weight"], [("0.weight", "0.gamma")])
+    assert gamma == {"": {"v": 0}, "0": {"v": 1}}
     stripped = module_versions.renamed(
         {"": {}, "module": {"version": 9}, "module.a": {"version": 2}}, ["module.a.w"], [("module.a.w", "a.w")]
     )

@@ -74,7 +74,7 @@ def test_s1_load_what_matches(ckpt: Any, resnet_bundle: Path, trained: nn.Module
     head = mine.fc.weight.detach().clone()
     report = cs.load_into(mine, resnet_bundle, [r"strip module.", r"drop ^fc\."], unexpected="drop", missing="init")
     assert report.kept == ("fc.weight", "fc.bias")
-    assert report.dropped == ("fc.weight", "fc.bias")
+    assert report.dropped == ("module.fc.weight", "module.fc.bias")
     assert torch.equal(features(mine, X), features(trained, X))
     assert_same_tensor(mine.fc.weight.detach(), head)
 
@@ -231,7 +231,7 @@ def test_s17_pretrained_weights_into_a_changed_network(resnet_bundle: Path, trai
     new = {key: value.clone() for key, value in model.state_dict().items() if key.startswith(("convt", "fclass"))}
     report = cs.load_into(model, resnet_bundle, ["strip module."], unexpected="drop", missing="init")
     assert report.kept == ("convtranspose1.weight", "fclass.weight", "fclass.bias")
-    assert report.dropped == ("fc.weight", "fc.bias")
+    assert report.dropped == ("module.fc.weight", "module.fc.bias")
     assert torch.equal(model.body(X), nn.Sequential(*list(trained.children())[:-2])(X))
     assert_same_tensors({key: model.state_dict()[key] for key in new}, new)
 

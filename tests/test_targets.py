@@ -118,16 +118,48 @@ def test_a_seed_is_for_every_source_of_randomness_and_the_callers_state_stays() 
 
     import numpy as np
 
-    plans = [cs.plan(cs.Checkpoint({}), to=f"{MODELS}:Random", missing="init", seed=3) for _ in range(2)]
-    before = random.getstate(), np.random.get_state()[1].tolist()
-    first, second = (plan.result["w"].read() for plan in plans)
+    def drawn(seed: int) -> torch.Tensor:
+        random.seed()
+        np.random.seed()
+        before = random.getstate(), np.random.get_state()[1].tolist()
+        plan = cs.plan(cs.Checkpoint({}), to=f"{MODELS}:Random", missing="init", seed=seed)
+        made = plan.result["w"].read()
+        assert (random.getstate(), np.random.get_state()[1].tolist()) == before
+        return made
+
+    first, second, other = drawn(3), drawn(3), drawn(4)
     assert torch.equal(first, second)
-    assert (random.getstate(), np.random.get_state()[1].tolist()) == before
+    assert not (first == other).any()
+
+
+def test_an_instance_made_at_import_is_the_same_every_time() -> None:
+    """Each process imports the file anew: another random state must not show."""
+    import subprocess
+    import sys
+
+    Path("mine.py").write_text("import torch\nnet = torch.nn.Linear(3, 2)\n")
+    torch.save({}, "a.pth")
+    for name in ("b.pth", "c.pth"):
+        script = f"import ckptsurgeon as cs; cs.remap('a.pth', '{name}', to='mine.py:net', missing='init')"
+        subprocess.run([sys.executable, "-c", script], check=True)
+    assert Path("b.pth").read_bytes() == Path("c.pth").read_bytes()
+
+
+def test_state_that_is_no_tensor_is_told(ckpt: Any) -> None:
+    Path("ext.py").write_text(
+        "import torch\nclass Ext(torch.nn.Linear):\n"
+        "    def __init__(self): super().__init__(2, 2)\n"
+        "    def get_extra_state(self): return {'a': 1}\n    def set_extra_state(self, state): pass\n"
+    )
+    torch.save(torch.nn.Linear(2, 2).state_dict(), "a.pth")
+    ran = ckpt("remap", "a.pth", "--to", "ext.py:Ext", "-o", "b.pth")
+    assert ran.code == 0
+    assert "warning: ext.py:Ext also wants '_extra_state': no tensors" in ran.err
 
 
 def test_a_model_that_is_another_on_the_cpu_is_refused() -> None:
     plan = cs.plan(cs.Checkpoint({}), to=f"{MODELS}:OtherOnMeta", missing="init")
-    with pytest.raises(cs.TargetError, match="another model on the CPU than on the meta device"):
+    with pytest.raises(cs.TargetError, match="is not what it was when its keys were taken"):
         plan.result["w"].read()
 
 

@@ -88,6 +88,60 @@ def test_ties_are_kept_in_torch_zips_and_written_in_full_in_safetensors() -> Non
     assert_same_tensors(load_file("b.safetensors"), {"a": shared, "b": shared, "c": shared})
 
 
+def test_views_that_only_begin_alike_are_not_tied() -> None:
+    """Equal offsets and strides, other shapes."""
+    x = torch.arange(8.0)
+    states = (
+        {"a": x[:1].expand(2), "b": x[:1].expand(5)},
+        {"a": x.as_strided((4, 2), (1, 3)), "b": x.as_strided((1, 3), (1, 3)), "c": x.as_strided((4, 1, 2), (1, 1, 3))},
+    )
+    for state in states:
+        torch.save(state, "a.pth")
+        cs.convert("a.pth", "b.pth", force=True)
+        cs.convert("a.pth", "b.safetensors", force=True)
+        assert_same_tensors(torch.load("b.pth", weights_only=True), state)
+        assert_same_tensors(load_file("b.safetensors"), state)
+
+
+def test_a_tensor_never_takes_the_name_of_a_kept_extra() -> None:
+    for obj in (
+        {"w": torch.ones(2), "epoch": 3},
+        {"m": {"w": torch.ones(2), "epoch": 3}},
+        [{"w": torch.ones(2), "epoch": 3}],
+    ):
+        torch.save(obj, "a.pth")
+        with pytest.raises(cs.PlanError, match="'epoch' is a tensor now and something else in the source"):
+            cs.remap("a.pth", "b.pth", ["w => epoch"], keep_extras=True)
+        assert not os.path.exists("b.pth")
+        cs.remap("a.pth", "c.pth", ["w => v"], keep_extras=True, force=True)
+        got = torch.load("c.pth", weights_only=True)
+        inner = got["m"] if "m" in got else got[0] if isinstance(got, list) else got
+        assert plain(inner) == {"v": [1.0, 1.0], "epoch": 3}
+        assert len(got) == (1 if inner is not got else 2)
+
+
+def test_a_place_of_any_key_is_found_again() -> None:
+    for key in (("net", 0), 0.5, 7, None):
+        torch.save({key: {"w": torch.ones(2), "b": torch.ones(1)}, "epoch": 3}, "a.pth")
+        cs.remap("a.pth", "b.pth", ["w => v"], keep_extras=True, force=True)
+        got = torch.load("b.pth", weights_only=True)
+        assert list(got) == [key, "epoch"]
+        assert list(got[key]) == ["v", "b"]
+
+
+def test_a_bundle_with_a_whole_optimizer_object_opens() -> None:
+    """Its state is keyed by the parameters themselves."""
+    model = torch.nn.Linear(2, 2)
+    optimizer = torch.optim.Adam(model.parameters())
+    model(torch.ones(1, 2)).sum().backward()
+    optimizer.step()
+    for save in (torch.save, save_legacy):
+        save({"state_dict": model.state_dict(), "optimizer": optimizer, "seen": {torch.ones(1)}}, "a.pth")
+        assert_same_tensors(cs.open("a.pth"), model.state_dict())
+        written = cs.convert("a.pth", "b.pth", keep_extras=True, force=True)
+        assert [name.split(" ")[0] for name in written.lost] == ["optimizer", "seen"]
+
+
 def test_a_copy_has_a_storage_of_its_own() -> None:
     torch.save({"a": torch.randn(3)}, "a.pth")
     cs.remap("a.pth", "b.pth", ["copy ^a$ => b", "copy ^a$ => c"])

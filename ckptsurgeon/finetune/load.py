@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ckptsurgeon import surgery
-from ckptsurgeon.errors import UsageError
+from ckptsurgeon.errors import PlanError, Problem, UsageError
 from ckptsurgeon.planner import Mismatched, Missing, Plan, Unexpected
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ class LoadReport:
         ]
         lines += [f"  partly loaded: {key} ({self.plan.mismatched[key]})" for key in self.partly]
         lines += [f"  not used: {key} ({why})" for key, why in self.plan.dropped.items()]
-        return "\n".join(lines)
+        return "\n".join([*lines, *(f"  warning: {warning}" for warning in self.plan.warnings)])
 
 
 def load_into(
@@ -83,6 +83,7 @@ def load_into(
     on_meta = [key for key, value in live.items() if value.is_meta]
     if on_meta:
         raise UsageError(f"the model is on the meta device ({on_meta[0]!r}, …); give it memory with model.to_empty()")
+    _check_kinds(made)
     fresh = set(made.initialised)
     loaded = tuple(key for key in live if key in made.result.tensors and key not in fresh)
     with torch.no_grad():
@@ -97,3 +98,17 @@ def load_into(
         sum(counts[key] for key in loaded),
         sum(value.numel() for value in live.values()),
     )
+
+
+def _check_kinds(made: Plan) -> None:
+    """A copy into a live tensor casts; what it would cut off (fractions, imaginary parts) is a problem."""
+    target = made.target
+    assert target is not None
+    rank = {"bool": 0, "uint": 1, "int": 1, "float": 2, "complex": 3}
+    problems = [
+        Problem(f"{key!r} is {made.result[key].dtype} in the checkpoint and {entry.spec.dtype} in the model", key=key)
+        for key, entry in target.entries.items()
+        if key in made.result.tensors and rank[made.result[key].dtype.kind] > rank[entry.spec.dtype.kind]
+    ]
+    if problems:
+        raise PlanError(problems)

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ckptsurgeon.checkpoint import Checkpoint
+from ckptsurgeon.checkpoint import Checkpoint, Step
 from ckptsurgeon.errors import InputError, Problem, UsageError
 from ckptsurgeon.evaluate import read_exactly
 from ckptsurgeon.formats import _foreign, _tree, safetensors, torch_legacy, torch_zip
@@ -32,6 +32,7 @@ __all__ = [
     "inspect",
     "layout",
     "optimizers",
+    "problems",
     "summary",
     "writer_for",
 ]
@@ -142,7 +143,7 @@ def layout(ckpt: Checkpoint, format: Format, keep_extras: bool = False) -> tuple
         return format.layout(ckpt, _cleaned(state)), []
     from ckptsurgeon.formats import _pickler
 
-    select, place = (ckpt.origin.select, ckpt.origin.place) if ckpt.origin else ((), 0)
+    select, place = _place(ckpt)
     placed, opened = _tree.insert(ckpt.extras, select, place, state)
     root, lost = _pickler.cleaned(placed)
     return format.layout(ckpt, root), [*opened, *lost]
@@ -153,6 +154,22 @@ def _cleaned(state: _tree.StateDict) -> _tree.StateDict:
     from ckptsurgeon.formats import _pickler
 
     return _pickler.cleaned(state)[0] if state.versions else state
+
+
+def _place(ckpt: Checkpoint) -> tuple[tuple[Step, ...], int | None]:
+    return (ckpt.origin.select, ckpt.origin.place) if ckpt.origin else ((), None)
+
+
+def problems(ckpt: Checkpoint, format: Format, keep_extras: bool) -> list[Problem]:
+    """What a file of this format cannot hold of a checkpoint, and names that kept extras have too."""
+    found = format.problems(ckpt)
+    if keep_extras:
+        clashes = [name for name in _tree.beside(ckpt.extras, *_place(ckpt)) if name in ckpt.tensors]
+        found += [
+            Problem(f"{name!r} is a tensor now and something else in the source; rename it", key=name, kind="collision")
+            for name in clashes
+        ]
+    return found
 
 
 def check_extras(extras: Any, format: Format) -> None:

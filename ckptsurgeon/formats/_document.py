@@ -59,7 +59,7 @@ class Document:
         if self.candidates:
             raise AmbiguousError([candidate.name for candidate in self.candidates], path=self.path)
         if isinstance(self.root, dict) and not self.root:
-            return self._made(Candidate((), {}, {}, {}, "dict"))
+            return self._made(Candidate((), {}, {}, {}))
         raise InputError(
             f"holds no state dict, but {_tree.describe(self.root)}",
             path=self.path,
@@ -86,5 +86,5 @@ class Document:
 
     def _made(self, found: Candidate) -> Checkpoint:
         extras, place = _tree.remove(self.root, found.path, found.rest)
-        origin = Origin(self.path, self.format, found.path, place, found.container)
+        origin = Origin(self.path, self.format, found.path, place)
         return Checkpoint(dict(found.tensors), dict(self.metadata), found.versions, extras, origin)

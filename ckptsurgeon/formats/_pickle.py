@@ -16,7 +16,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from ckptsurgeon.formats._plain import BUILDERS, BadRecord, Builder, is_key
+from ckptsurgeon.formats._plain import BUILDERS, BadRecord, Builder, as_key
 from ckptsurgeon.inert import Opaque
 from ckptsurgeon.limits import DEFAULT, Limits
 
@@ -166,9 +166,7 @@ class _Machine:
         if not isinstance(into, dict) or len(pairs) % 2:
             raise BadPickle(f"items set on what is no dict, near byte {self.at}")
         for key, value in zip(pairs[::2], pairs[1::2], strict=True):
-            if not isinstance(key, str) and not is_key(key):
-                raise BadPickle(f"a dict key of type {type(key).__name__}, near byte {self.at}")
-            into[key] = value
+            into[as_key(key)] = value
 
     def append(self, items: list[Any]) -> None:
         into = self.stack[-1]
@@ -225,13 +223,7 @@ def _dict(machine: _Machine) -> None:
 
 def _frozenset(machine: _Machine) -> None:
     items = machine.pop_mark()
-    _check_members(machine, items)
-    machine.stack.append(frozenset(items))
-
-
-def _check_members(machine: _Machine, items: list[Any]) -> None:
-    if not all(map(is_key, items)):
-        raise BadPickle(f"a set of what cannot be in a set, near byte {machine.at}")
+    machine.stack.append(frozenset(map(as_key, items)))
 
 
 def _append(machine: _Machine) -> None:
@@ -248,8 +240,7 @@ def _add_items(machine: _Machine) -> None:
     items = machine.pop_mark()
     into = machine.stack[-1]
     if isinstance(into, set):
-        _check_members(machine, items)
-        into.update(items)
+        into.update(map(as_key, items))
     else:
         machine.append(items)
 

@@ -7,12 +7,18 @@ from collections.abc import Callable
 from typing import Any
 
 from ckptsurgeon.inert import Opaque
+from ckptsurgeon.tensor import TensorRef
 
 Builder = Callable[[tuple[Any, ...]], Any]
 """Makes data of the arguments that a pickle would call a global with."""
-KEYS = (str, int, float, bytes, type(None), Opaque, complex)
+KEYS = (str, int, float, bytes, type(None), Opaque, complex, TensorRef)
 """What may be the key of a dict, or in a set."""
 _LONGEST_KEY = 64
+
+
+def as_key(value: Any) -> Any:
+    """`value`, or a record in its place where its hash could not be taken, or could run away."""
+    return value if isinstance(value, str) or is_key(value) else Opaque("a key that cannot be one here", (value,))
 
 
 def is_key(value: Any, depth: int = 3) -> bool:
@@ -35,8 +41,8 @@ def _ordered_dict(args: tuple[Any, ...]) -> Any:
 
 
 def _set(args: tuple[Any, ...]) -> Any:
-    if len(args) == 1 and isinstance(args[0], list | tuple) and all(map(is_key, args[0])):
-        return set(args[0])
+    if len(args) == 1 and isinstance(args[0], list | tuple):
+        return set(map(as_key, args[0]))
     return set() if not args else Opaque("builtins.set", args)
 
 

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import struct
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from ckptsurgeon.formats import _pickler
 from ckptsurgeon.formats._layout import Layout
-from ckptsurgeon.sources import Source
 from ckptsurgeon.tensor import TensorRef
 
 _ROOT = "archive"
@@ -42,7 +41,7 @@ class _Record:
 def layout(root: Any) -> Layout:
     """The archive whose object is `root`: cleaned data that holds the state dict."""
     bodies: list[TensorRef] = []
-    keys: dict[tuple[Source | int, str], str] = {}
+    keys: dict[tuple[Hashable, str], str] = {}
 
     def storage(ref: TensorRef) -> str:
         identity = (ref.tie or len(bodies), ref.dtype.name)

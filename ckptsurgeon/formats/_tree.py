@@ -38,14 +38,13 @@ _MINOR = 0.05
 
 @dataclass(frozen=True)
 class Candidate:
-    """A state dict in a file: the steps to it, its tensors, torch's `_metadata`, the items beside
-    the tensors (`rest`), and the class that holds them."""
+    """A state dict in a file: the steps to it, its tensors, torch's `_metadata`, and the items
+    beside the tensors (`rest`)."""
 
     path: tuple[Step, ...]
     tensors: Mapping[str, TensorRef]
     versions: Versions
     rest: Mapping[Any, Any]
-    container: str
 
     @property
     def name(self) -> str:
@@ -70,8 +69,9 @@ class StateDict:
 
 
 def is_optimizer(value: Any) -> bool:
-    """Whether this is the `state_dict()` of an optimizer."""
-    return isinstance(value, dict) and "state" in value and "param_groups" in value
+    """Whether this is an optimizer or its `state_dict()`."""
+    fields = value.fields() if isinstance(value, Opaque) else value
+    return isinstance(fields, dict) and "state" in fields and "param_groups" in fields
 
 
 def is_module(value: Any) -> bool:
@@ -163,14 +163,10 @@ def _versions(value: Any) -> Versions:
     return {key: entry for key, entry in versions.items() if isinstance(key, str) and isinstance(entry, dict)}
 
 
-def _container(value: Any) -> str:
-    return value.name if isinstance(value, Opaque) else type(value).__name__
-
-
 def _direct(path: tuple[Step, ...], mapping: dict[Any, Any], value: Any) -> Candidate:
     tensors = {key: ref for key, ref in mapping.items() if isinstance(key, str) and isinstance(ref, TensorRef)}
     rest = {key: member for key, member in mapping.items() if key not in tensors}
-    return Candidate(path, tensors, _versions(value), rest, _container(value))
+    return Candidate(path, tensors, _versions(value), rest)
 
 
 def _module(path: tuple[Step, ...], root: Opaque) -> Candidate:
@@ -196,7 +192,7 @@ def _module(path: tuple[Step, ...], root: Opaque) -> Candidate:
         for name, child in reversed(fields["_modules"].items()):
             if is_module(child) and id(child) not in above:
                 todo.append((f"{prefix}{name}.", child, above))
-    return Candidate(path, tensors, {}, rest, _container(root))
+    return Candidate(path, tensors, {}, rest)
 
 
 def at(root: Any, select: str) -> Candidate | None:
@@ -217,7 +213,7 @@ def at(root: Any, select: str) -> Candidate | None:
         for name, ref in inner.items():
             _put(tensors, name, ref)
         rest.update(others if inner else {step: member})
-    return Candidate(path, tensors, _versions(node), rest, _container(node)) if tensors else None
+    return Candidate(path, tensors, _versions(node), rest) if tensors else None
 
 
 def _flattened(name: str, value: Any) -> tuple[dict[str, TensorRef], dict[str, Any]]:
@@ -234,7 +230,9 @@ def _flattened(name: str, value: Any) -> tuple[dict[str, TensorRef], dict[str, A
             _put(tensors, name, value)
         elif not _is_container(value) or is_optimizer(value):
             others[name] = value
-        elif id(value) not in above and len(above) < DEFAULT.depth:
+        elif len(above) >= DEFAULT.depth:
+            raise LimitError(f"{name!r} is nested more than {DEFAULT.depth} deep")
+        elif id(value) not in above:
             inner = (*above, id(value))
             todo.extend([(f"{name}.{step}", member, inner) for step, member in children(value)][::-1])
         if len(tensors) + len(todo) > DEFAULT.modules:
@@ -268,11 +266,11 @@ def _resolve(root: Any, select: str) -> list[tuple[Step, Any]] | None:
     return None
 
 
-def remove(root: Any, path: tuple[Step, ...], rest: Mapping[Any, Any]) -> tuple[Any, int]:
-    """`root` without the state dict at `path` (whose other items, `rest`, stay), and its place
-    among its siblings."""
+def remove(root: Any, path: tuple[Step, ...], rest: Mapping[Any, Any]) -> tuple[Any, int | None]:
+    """`root` without the state dict at `path`, and its place among its siblings; None when its
+    other items, `rest`, stay there."""
     if not path:
-        return dict(rest), 0
+        return dict(rest), None
     if len(path) == 1:
         return _without(root, path[0], rest)
     child = dict(children(root))[path[0]]
@@ -280,10 +278,10 @@ def remove(root: Any, path: tuple[Step, ...], rest: Mapping[Any, Any]) -> tuple[
     return _with(root, path[0], inner), place
 
 
-def _without(node: Any, step: Step, rest: Mapping[Any, Any]) -> tuple[Any, int]:
-    place = [key for key, _ in children(node)].index(step)
+def _without(node: Any, step: Step, rest: Mapping[Any, Any]) -> tuple[Any, int | None]:
     if rest:
-        return _with(node, step, dict(rest)), place
+        return _with(node, step, dict(rest)), None
+    place = [key for key, _ in children(node)].index(step)
     if isinstance(node, dict):
         return _like(node, {key: value for key, value in node.items() if key != step}), place
     if isinstance(node, list | tuple):
@@ -313,7 +311,7 @@ def _opaque_like(node: Opaque, fields: dict[Any, Any]) -> Opaque:
     return copy
 
 
-def insert(extras: Any, path: tuple[Step, ...], place: int, value: StateDict) -> tuple[Any, list[str]]:
+def insert(extras: Any, path: tuple[Step, ...], place: int | None, value: StateDict) -> tuple[Any, list[str]]:
     """`extras` with a state dict back at `path`: the inverse of `remove`.
 
     An opaque object on the way cannot be written again: a dict with the state dict alone takes
@@ -322,22 +320,31 @@ def insert(extras: Any, path: tuple[Step, ...], place: int, value: StateDict) ->
     if not path:
         return StateDict({**value.items, **extras}, value.versions), []
     if isinstance(extras, Opaque):
-        inner, lost = insert({}, path, place, value)
+        inner, lost = insert({}, path, 0, value)
         return inner, [f"{extras.name}, the object around {path[0]} (a dict in its place)", *lost]
     step = path[0]
     members = dict(children(extras))
     if len(path) > 1:
         inner, lost = insert(members.get(step, {}), path[1:], place, value)
         return (_with(extras, step, inner) if step in members else {**extras, step: inner}), lost
+    if place is None:
+        return _with(extras, step, StateDict({**value.items, **members[step]}, value.versions)), []
     if isinstance(extras, dict):
-        if step in members:
-            return _with(extras, step, StateDict({**value.items, **members[step]}, value.versions)), []
         pairs: list[tuple[Any, Any]] = list(extras.items())
         pairs.insert(place, (step, value))
         return _like(extras, dict(pairs)), []
     items: list[Any] = list(extras)
     items.insert(place, value)
     return type(extras)(items), []
+
+
+def beside(extras: Any, path: tuple[Step, ...], place: int | None) -> Mapping[Any, Any]:
+    """What will stand in the state dict beside its tensors when it is inserted again."""
+    if place is not None:
+        return {}
+    for step in path:
+        extras = dict(children(extras)).get(step, {})
+    return extras if isinstance(extras, dict) else {}
 
 
 def optimizers(root: Any) -> list[str]:

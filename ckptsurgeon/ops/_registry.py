@@ -80,7 +80,6 @@ class Operation:
     build: Build
     inverse: Inverse
     options: tuple[Param, ...] = ()
-    free: bool = True
     when_unused: str = field(default="the pattern matches no key", compare=False)
 
     def usage(self) -> str:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import count
 from typing import TYPE_CHECKING
 
-from ckptsurgeon.sources import Apply, Extent, contiguous_strides, is_contiguous
+from ckptsurgeon.sources import Apply, Extent, Fill, contiguous_strides, is_contiguous
 from ckptsurgeon.tensor import TensorRef, TensorSpec
 
 if TYPE_CHECKING:
@@ -36,6 +37,9 @@ class Permute:
         return inputs[0].permute(self.dims).contiguous()
 
 
+_SERIAL = count()
+
+
 def strides_of(ref: TensorRef) -> tuple[int, ...] | None:
     """The strides of a tensor in its file, None where it is computed (and so contiguous)."""
     if not isinstance(ref.source, Extent):
@@ -63,6 +67,8 @@ def permuted(ref: TensorRef, dims: tuple[int, ...]) -> TensorRef:
 def reshaped(ref: TensorRef, shape: tuple[int, ...]) -> TensorRef:
     """The same elements in the same order as another shape."""
     strides = strides_of(ref)
+    if isinstance(ref.source, Fill):  # an initialiser makes its own shape
+        return TensorRef(TensorSpec(ref.dtype, shape), Apply(Contiguous(), (ref,)))
     if strides is None or is_contiguous(ref.shape, strides) or 0 in shape:
         return TensorRef(TensorSpec(ref.dtype, shape), ref.source, ref.stored)
     moved = _split_ones(ref.shape, strides, shape)
@@ -82,14 +88,15 @@ def _split_ones(old: tuple[int, ...], strides: tuple[int, ...], new: tuple[int, 
 
 def duplicated(ref: TensorRef, name: str) -> TensorRef:
     """The same bytes as an output of their own: no longer tied to `ref`."""
-    return TensorRef(ref.spec, Apply(Duplicate(name), (ref,)))
+    return TensorRef(ref.spec, Apply(Duplicate(name, next(_SERIAL)), (ref,)))
 
 
 @dataclass(frozen=True, slots=True)
 class Duplicate:
-    """A copy under a name: the name keeps two copies of one tensor apart."""
+    """A copy under a name; its number keeps two copies of one tensor apart."""
 
     name: str
+    serial: int
     moves_only: bool = True
     elementwise: bool = True
 

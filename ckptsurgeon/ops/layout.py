@@ -177,7 +177,6 @@ register(
         lambda args, specs: _permuted(specs[0], _order(args, specs[0])),
         lambda args, refs, specs, names: (permuted(refs[0], _order(args, refs[0].spec)),),
         _unpermute,
-        free=False,
     )
 )
 register(
@@ -191,6 +190,5 @@ register(
         lambda args, specs: _permuted(specs[0], _swap(args, specs[0])),
         lambda args, refs, specs, names: (permuted(refs[0], _swap(args, refs[0].spec)),),
         lambda args, specs: ("transpose", {"dims": args.get("dims") or (0, 1)}),
-        free=False,
     )
 )

@@ -67,6 +67,5 @@ register(
         _cast_spec,
         _cast_ref,
         _undo,
-        free=False,
     )
 )

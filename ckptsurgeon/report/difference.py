@@ -12,7 +12,6 @@ from ckptsurgeon.tensor import TensorSpec
 
 SCHEMA = "ckptsurgeon.diff/1"
 _ORDER = ("shape", "dtype", "missing", "unexpected")
-_WORDS = {"shape": "shape", "dtype": "dtype", "missing": "missing", "unexpected": "unexpected"}
 
 
 def text(diff: Diff) -> str:
@@ -27,7 +26,7 @@ def text(diff: Diff) -> str:
             count = f"×{len(merged.keys)}" if len(merged.keys) > 1 else ""
             rows.append(
                 [
-                    _WORDS[status],
+                    status,
                     shown(merged.name),
                     count,
                     _spec(row.left),
@@ -73,6 +72,10 @@ def _totals(diff: Diff) -> list[str]:
             lines.append(f"dtype: {count} with another dtype ({', '.join(pairs)}); loading casts them")
     if diff.suggestion is not None:
         found = diff.suggestion
+        if found.alternatives:
+            ways = ", or ".join(found.alternatives)
+            lines.append(f"hint: the names of {found.tensors} instead of {found.now} tensors are found with {ways}")
+            return lines
         rules = " ".join(f"--rule {quote(rule)}" for rule in found.rules)
         lines.append(f"hint: with {rules} the names of {found.tensors} instead of {found.now} tensors are found")
     return lines
@@ -109,7 +112,12 @@ def data(diff: Diff) -> dict[str, Any]:
         },
         "suggestion": None
         if diff.suggestion is None
-        else {"rules": list(diff.suggestion.rules), "tensors": diff.suggestion.tensors, "now": diff.suggestion.now},
+        else {
+            "rules": list(diff.suggestion.rules),
+            "alternatives": list(diff.suggestion.alternatives),
+            "tensors": diff.suggestion.tensors,
+            "now": diff.suggestion.now,
+        },
         "keys": [_row(row) for row in diff.rows],
     }
 

@@ -18,12 +18,18 @@ _BY = {"rule": "", "fit": " (found by --fit)", "policy": ""}
 def text(plan: Plan, written: Written | None, keep_extras: bool) -> str:
     """The steps, everything that was dropped, changed or initialised, and the result."""
     lines = [line for step in plan.steps for line in _step(step)]
-    lines += _section("changed to fit", {k: v for k, v in plan.mismatched.items() if k not in plan.dropped}, plan)
+    lines += _section("changed to fit", _changed(plan), plan)
     lines += _section("dropped", plan.dropped, plan)
     lines += _section("not in the checkpoint", plan.missing, plan)
     if plan.kept:
         lines += _section("kept, though no key of the target", dict.fromkeys(plan.kept, ""), plan)
     return "\n".join([*lines, *_target(plan), *_end(plan, written, keep_extras)])
+
+
+def _changed(plan: Plan) -> dict[str, str]:
+    """Tensors of another shape that were made to fit."""
+    fresh = set(plan.initialised)
+    return {key: why for key, why in plan.mismatched.items() if key in plan.result.tensors and key not in fresh}
 
 
 def _step(step: Step) -> list[str]:
@@ -32,6 +38,9 @@ def _step(step: Step) -> list[str]:
     count = plural(len(step.edges), "tensor")
     inputs, outputs = step.edges[0]
     example = ""
+    if step.rule.endswith("when=target"):
+        one_by_one = [f"  {shown(old)} → {shown(new)}" for (old,), (new,) in step.edges]
+        return [f"{shown(step.rule)}{_BY[step.by]}: {count}", *one_by_one]
     if inputs and outputs and inputs != outputs:
         example = f", as {shown(inputs[0])} → {shown(outputs[0])}"
     return [f"{shown(step.rule)}{_BY[step.by]}: {count}{example}{' # ' + step.note if step.note else ''}"]
@@ -94,6 +103,7 @@ def data(plan: Plan, written: Written | None) -> dict[str, Any]:
         "dropped": dict(plan.dropped),
         "missing": dict(plan.missing),
         "mismatched": dict(plan.mismatched),
+        "warnings": list(plan.warnings),
         "kept": list(plan.kept),
         "initialised": list(plan.initialised),
         "problems": [

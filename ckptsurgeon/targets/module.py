@@ -53,7 +53,8 @@ def _target(thing: torch.nn.Module, label: str, build: Callable[[int], torch.nn.
         shared.setdefault(id(value), []).append(key)
     ties = tuple(tuple(group) for group in shared.values() if len(group) > 1)
     initial = _Values(label, (lambda seed: thing) if build is None else build)
-    return Target(label, entries, True, ties, initial)
+    others = tuple(key for key, value in thing.state_dict().items() if not isinstance(value, torch.Tensor))
+    return Target(label, entries, True, others, ties, initial)
 
 
 def _owner(key: str, owners: dict[str, str]) -> str:
@@ -85,7 +86,7 @@ class _Values:
             self._built[seed] = dict(self.build(seed).state_dict())
         value = self._built[seed].get(key)
         if value is None:
-            raise TargetError(f"{self.label} is another model on the CPU than on the meta device: it has no {key!r}")
+            raise TargetError(f"{self.label} is not what it was when its keys were taken: it has no {key!r}")
         if value.is_meta:
             raise TargetError(f"{self.label} is on the meta device and has no values to initialise {key!r} with")
         return value.detach()
@@ -100,7 +101,7 @@ class _Value:
         value = self.values.value(self.key, seed)
         if tuple(value.shape) != spec.shape or str(value.dtype) != f"torch.{spec.dtype.name}":
             raise TargetError(
-                f"{self.values.label} is another model on the CPU than on the meta device: {self.key!r} is "
+                f"{self.values.label} is not what it was when its keys were taken: {self.key!r} is "
                 f"{value.dtype} {list(value.shape)}, not {spec}"
             )
         return value

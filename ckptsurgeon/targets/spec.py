@@ -114,6 +114,7 @@ def _factory(spec: Spec) -> Callable[[], Any]:
     """A call without arguments that makes the model."""
     find = {"torchvision": _torchvision, "timm": _timm, "transformers": _transformers}.get(spec.source)
     with _quiet():
+        _seed(0)  # what a module makes when it is imported is the same every time
         try:
             return _code(spec) if find is None else find(spec)
         except TargetError:
@@ -289,16 +290,20 @@ def _module(spec: Spec, made: Any) -> Any:
     return made
 
 
-def _build_seeded(spec: Spec, factory: Callable[[], Any], seed: int) -> torch.nn.Module:
-    """The model with real values on the CPU, from `seed`."""
+def _seed(seed: int) -> None:
     import random
 
     import numpy as np
     import torch
 
+    torch.manual_seed(seed)
+    random.seed(seed)
+    np.random.seed(seed % (1 << 32))
+
+
+def _build_seeded(spec: Spec, factory: Callable[[], Any], seed: int) -> torch.nn.Module:
+    """The model with real values on the CPU, from `seed`."""
     with _quiet():
-        torch.manual_seed(seed)
-        random.seed(seed)
-        np.random.seed(seed % (1 << 32))
+        _seed(seed)
         made: torch.nn.Module = _build(spec, factory)
         return made

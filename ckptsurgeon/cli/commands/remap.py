@@ -91,8 +91,8 @@ def remap(
     if plan.ok and not dry_run and output is not None:
         with bar(f"writing {output.name}", sink.shows_progress) as progress:
             written = surgery.carry_out(plan, output, keep_extras=keep_extras, force=force, progress=progress)
-        for warning in written.warnings:
-            sink.note(f"warning: {warning}")
+    for warning in written.warnings if written is not None else plan.warnings if plan.ok else ():
+        sink.note(f"warning: {warning}")
     if plan.ok or dry_run or as_json:
         sink.result(lambda: planned.text(plan, written, keep_extras), lambda: planned.data(plan, written))
     if not plan.ok:
