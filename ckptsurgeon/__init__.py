@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from ckptsurgeon.formats import inspect as inspect
     from ckptsurgeon.inert import Opaque as Opaque
     from ckptsurgeon.limits import Limits as Limits
-    from ckptsurgeon.planner import Plan as Plan
+    from ckptsurgeon.plans import Plan as Plan
     from ckptsurgeon.rules import Recipe as Recipe
     from ckptsurgeon.rules import Rule as Rule
     from ckptsurgeon.surgery import Written as Written
@@ -64,7 +64,7 @@ _HOMES = {
     "formats": ("Document", "inspect"),
     "inert": ("Opaque",),
     "limits": ("Limits",),
-    "planner": ("Plan",),
+    "plans": ("Plan",),
     "rules": ("Recipe", "Rule"),
     "surgery": ("Written", "convert", "diff", "open", "plan", "remap", "save", "target_of"),
     "tensor": ("TensorRef", "TensorSpec"),

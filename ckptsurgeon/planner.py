@@ -7,114 +7,24 @@ does not get (missing); what no policy settles is a problem.  All problems are c
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from math import prod
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Literal
 
 from ckptsurgeon import versions, wrappers
 from ckptsurgeon.checkpoint import Checkpoint, Target
 from ckptsurgeon.dtypes import DType
-from ckptsurgeon.errors import MOST_SHOWN, PlanError, Problem, UsageError
+from ckptsurgeon.errors import MOST_SHOWN, Problem, UsageError
 from ckptsurgeon.ops import Match, OperationError, reshaped
+from ckptsurgeon.plans import STRICT, Mismatched, Missing, Plan, Policies, Step, Unexpected
 from ckptsurgeon.rules import Recipe, Rule, parse, render
 from ckptsurgeon.sources import Apply
 from ckptsurgeon.tensor import TensorRef, TensorSpec, only_ones_differ
 
 if TYPE_CHECKING:
     import torch
-
-Unexpected = Literal["error", "drop", "keep"]
-Mismatched = Literal["error", "drop", "reshape", "overlap"]
-Missing = Literal["error", "init", "skip"]
-
-
-@dataclass(frozen=True)
-class Policies:
-    """What settles the differences between the result of the rules and the target.
-
-    None stands for `error`, or with `fit` for what `--fit` stands for: unexpected keys dropped,
-    size-1 reshapes done, every other mismatch dropped, missing keys initialised, and the wrappers
-    around names taken off.
-    """
-
-    unexpected: Unexpected | None = None
-    mismatched: Mismatched | None = None
-    missing: Missing | None = None
-    fit: bool = False
-
-    def __post_init__(self) -> None:
-        for name, known in (("unexpected", Unexpected), ("mismatched", Mismatched), ("missing", Missing)):
-            word = getattr(self, name)
-            if word is not None and word not in get_args(known):
-                raise UsageError(f"{name} is one of {', '.join(get_args(known))}, not {word!r}")
-
-    def settled(self) -> tuple[Unexpected, Mismatched, Missing]:
-        """The three policies with their defaults filled in."""
-        usual: tuple[Unexpected, Mismatched, Missing] = (
-            ("drop", "reshape", "init") if self.fit else ("error", "error", "error")
-        )
-        return self.unexpected or usual[0], self.mismatched or usual[1], self.missing or usual[2]
-
-    @property
-    def any(self) -> bool:
-        """Whether any of them was asked for."""
-        return self.fit or bool(self.unexpected or self.mismatched or self.missing)
-
-
-@dataclass(frozen=True)
-class Step:
-    """What one rule or policy did: the names it took and the names it made from them."""
-
-    rule: str
-    edges: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...]
-    by: Literal["rule", "fit", "policy"] = "rule"
-    note: str = ""
-
-
-@dataclass(frozen=True)
-class Plan:
-    """The result, which is an ordinary Checkpoint, and how it came about.
-
-    `dropped` maps a key of the source, `missing` and `mismatched` a key of the target to what was
-    done about it and why, `overlapped` a key of which only a part was copied to how many elements
-    that is; `problems` are all reasons not to carry the plan out, `warnings` are none.
-    """
-
-    source: Checkpoint
-    target: Target | None
-    result: Checkpoint
-    steps: tuple[Step, ...]
-    dropped: Mapping[str, str] = field(default_factory=dict)
-    missing: Mapping[str, str] = field(default_factory=dict)
-    mismatched: Mapping[str, str] = field(default_factory=dict)
-    kept: tuple[str, ...] = ()
-    initialised: tuple[str, ...] = ()
-    overlapped: Mapping[str, int] = field(default_factory=dict)
-    problems: tuple[Problem, ...] = ()
-    warnings: tuple[str, ...] = ()
-
-    @property
-    def ok(self) -> bool:
-        """Whether the plan may be carried out."""
-        return not self.problems
-
-    def loaded(self) -> dict[str, int]:
-        """Key of the target → how many of its elements come from the checkpoint; {} without a target."""
-        fresh = set(self.initialised)
-        entries = self.target.entries if self.target is not None else {}
-        return {
-            key: self.overlapped.get(key, entry.spec.numel)
-            for key, entry in entries.items()
-            if key in self.result.tensors and key not in fresh
-        }
-
-    def check(self) -> Plan:
-        """This plan; PlanError with every problem when there are any."""
-        if self.problems:
-            raise PlanError(self.problems)
-        return self
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +54,7 @@ def plan(
     source: Checkpoint,
     recipe: Recipe,
     target: Target | None = None,
-    policies: Policies = Policies(),
+    policies: Policies = STRICT,
     *,
     dtype: DType | None = None,
     seed: int = 0,

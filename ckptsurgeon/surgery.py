@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import torch
 
     from ckptsurgeon.differ import Diff
-    from ckptsurgeon.planner import Mismatched, Missing, Plan, Unexpected
+    from ckptsurgeon.plans import Mismatched, Missing, Plan, Unexpected
     from ckptsurgeon.rules import Recipe, Rule
     from ckptsurgeon.stream import Progress
 
@@ -121,6 +121,7 @@ def plan(
     Raises RuleError for rules that cannot be read, UsageError for policies without `to`.
     """
     from ckptsurgeon import planner
+    from ckptsurgeon.plans import Policies
     from ckptsurgeon.rules import Recipe
 
     recipe = Recipe.of(rules)
@@ -129,7 +130,7 @@ def plan(
         ckpt,
         recipe,
         None if to is None else target_of(to, select),
-        planner.Policies(unexpected, mismatched, missing, fit),
+        Policies(unexpected, mismatched, missing, fit),
         dtype=as_dtype(dtype),
         seed=seed,
         allow_unused=allow_unused,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from ckptsurgeon import surgery
 from ckptsurgeon.errors import PlanError, Problem, UsageError
-from ckptsurgeon.planner import Mismatched, Missing, Plan, Unexpected
+from ckptsurgeon.plans import Mismatched, Missing, Plan, Unexpected
 
 if TYPE_CHECKING:
     import torch

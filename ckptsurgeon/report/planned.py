@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ckptsurgeon import formats
-from ckptsurgeon.planner import Plan, Step
+from ckptsurgeon.plans import Plan, Step
 from ckptsurgeon.report._text import percent, plural, shown, size
 from ckptsurgeon.report.grouping import group
 from ckptsurgeon.surgery import Written
