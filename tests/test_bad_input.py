@@ -197,11 +197,11 @@ def test_members_that_overlap_are_refused() -> None:
     while raw[at : at + 4] == b"PK\1\2":
         n, m, k = struct.unpack_from("<3H", raw, at + 28)
         if raw[at + 46 : at + 46 + n] == b"a/data/0":
-            struct.pack_into("<2L", raw, at + 20, 4096, 4096)
+            struct.pack_into("<2L", raw, at + 20, 80, 80)
         at += 46 + n + m + k
     assert first < len(raw)
     Path("b.pth").write_bytes(raw)
-    with pytest.raises(cs.InputError, match="runs into|runs past"):
+    with pytest.raises(cs.InputError, match="'a/data/0' runs into"):
         cs.open("b.pth")
 
 

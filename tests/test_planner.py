@@ -291,6 +291,9 @@ def test_a_wrapper_that_the_target_has_is_none() -> None:
     state = {f"_orig_mod.{key}": value for key, value in model.state_dict().items()}
     plan = made(state, to=model, fit=True).check()
     assert [step.rule for step in plan.steps] == ["strip _orig_mod."]
+    inside = {key.replace("head.", "head._orig_mod."): value for key, value in model.state_dict().items()}
+    assert list(made(inside, to=model, fit=True).check().result) == list(model.state_dict())
+    assert cs.plan("a.pth", to=model, fit=True).initialised == ()
 
 
 def test_a_tied_target_from_untied_tensors_is_a_warning() -> None:

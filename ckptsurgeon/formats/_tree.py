@@ -201,7 +201,7 @@ def at(root: Any, select: str) -> Candidate | None:
     if found is None:
         return None
     path = tuple(step for step, _ in found)
-    node = node_of(root, select)
+    node = found[-1][1] if found else root
     if is_module(node):
         return _module(path, node)
     if not isinstance(node, dict | list | tuple | Opaque):
