@@ -287,7 +287,8 @@ def test_fit_shows_a_collision_instead_of_giving_up() -> None:
 
 def test_a_wrapper_that_the_target_has_is_none() -> None:
     """A submodule that is really called `module`, inside of a compiled model."""
-    model = torch.nn.ModuleDict({"head": torch.nn.ModuleDict({"module": torch.nn.Linear(2, 2)})})
+    head = torch.nn.ModuleDict({"module": torch.nn.Linear(2, 2)})
+    model = torch.nn.ModuleDict({"stem": torch.nn.Linear(2, 2), "head": head})
     state = {f"_orig_mod.{key}": value for key, value in model.state_dict().items()}
     plan = made(state, to=model, fit=True).check()
     assert [step.rule for step in plan.steps] == ["strip _orig_mod."]
