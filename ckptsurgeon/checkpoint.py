@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 from ckptsurgeon.errors import UsageError
 from ckptsurgeon.sources import Source
-from ckptsurgeon.tensor import TensorRef, TensorSpec
+from ckptsurgeon.tensor import Role, TensorRef, TensorSpec
 
 Step = Hashable
 """One step into a container: a dict key, an attribute name, or a list index."""
@@ -86,9 +86,6 @@ class Checkpoint(Mapping[str, TensorRef]):
     def __repr__(self) -> str:
         where = "" if self.origin is None else f" of {self.origin.path} ({self.origin.format})"
         return f"<Checkpoint{where}: {len(self)} tensors, {self.numel:,} elements, {self.nbytes:,} bytes>"
-
-
-Role = Literal["parameter", "buffer", "tensor"]
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ from itertools import permutations
 from math import isqrt, prod
 from typing import Literal
 
-from ckptsurgeon.checkpoint import Checkpoint, Role, Target, TargetEntry
-from ckptsurgeon.tensor import TensorSpec, only_ones_differ
+from ckptsurgeon.checkpoint import Checkpoint, Target, TargetEntry
+from ckptsurgeon.tensor import Role, TensorSpec, only_ones_differ
 
 Status = Literal["matched", "dtype", "shape", "missing", "unexpected"]
 _POSITIONS = re.compile(r"pos(ition)?(al)?_?emb|relative_position_bias_table|position_ids", re.IGNORECASE)

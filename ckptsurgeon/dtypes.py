@@ -1,6 +1,7 @@
 """Element types: their names, their sizes, and the only size arithmetic of the project.
 
-Names are torch's (`float32`), without the `torch.`; `code` is the name in a safetensors header.
+Names are torch's (`float32`), without the `torch.`; `code` is the name in a safetensors header, empty
+for types that it does not have.
 Sources: the torch documentation ("Tensor Attributes"), safetensors `tensor.rs` (`Dtype`).
 """
 
@@ -16,7 +17,7 @@ class DType:
 
     `bits` are the bits that one block takes, `block` the number of elements in a block (1 for
     all types that can be addressed element by element), `kind` is one of `float`, `int`,
-    `uint`, `bool`, `complex`.
+    `uint`, `bool`, `complex`, `quantized` (integers that a scale and a zero point make numbers of).
     """
 
     name: str
@@ -39,6 +40,11 @@ class DType:
         if self.block != 1 or self.bits % 8:
             raise ValueError(f"elements of {self.name} are not whole bytes")
         return self.bits // 8
+
+    @property
+    def plain(self) -> DType:
+        """The type without its quantisation: what its elements are in the file."""
+        return DTYPES[self.name.removeprefix("q")] if self.kind == "quantized" else self
 
     @property
     def swap_unit(self) -> int:
@@ -74,14 +80,17 @@ _ALL = (
     DType("uint16", 16, "uint", "U16"),
     DType("uint8", 8, "uint", "U8"),
     DType("bool", 8, "bool", "BOOL"),
+    DType("qint8", 8, "quantized", ""),
+    DType("quint8", 8, "quantized", ""),
+    DType("qint32", 32, "quantized", ""),
 )
 
 DTYPES: dict[str, DType] = {dtype.name: dtype for dtype in _ALL}
 """Every element type by its torch name."""
-BY_CODE: dict[str, DType] = {dtype.code: dtype for dtype in _ALL}
+BY_CODE: dict[str, DType] = {dtype.code: dtype for dtype in _ALL if dtype.code}
 """Every element type by its name in a safetensors header."""
 _SPELLINGS = {
-    **{dtype.code.lower(): dtype for dtype in _ALL},
+    **{code.lower(): dtype for code, dtype in BY_CODE.items()},
     **DTYPES,
     "half": DTYPES["float16"],
     "float": DTYPES["float32"],

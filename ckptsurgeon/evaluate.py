@@ -7,23 +7,28 @@ torch are imported inside the functions that need them: plain copies need neithe
 from __future__ import annotations
 
 import os
+import warnings
 import zlib
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ckptsurgeon.errors import InputError
 from ckptsurgeon.limits import BLOCK
-from ckptsurgeon.sources import Apply, Deflate, Extent, Fill, Inline, Pieces, contiguous_strides, span
+from ckptsurgeon.sources import Absent, Apply, Deflate, Extent, Fill, Inline, Pieces, contiguous_strides, span
 
 if TYPE_CHECKING:
     import torch
 
     from ckptsurgeon.tensor import TensorRef, TensorSpec
 
+ABSENT_HINT = "save it dense in torch, or drop it"
+
 
 def blocks(ref: TensorRef, size: int) -> Iterator[memoryview]:
     """The contiguous little-endian bytes of `ref`, in order, in blocks of about `size` bytes."""
     source = ref.source
+    if isinstance(source, Absent):
+        raise InputError(f"is {source.form}: the file does not hold its bytes", hint=ABSENT_HINT)
     if ref.nbytes == 0:
         return
     if isinstance(source, Extent):
@@ -73,6 +78,24 @@ def to_torch(data: bytearray, spec: TensorSpec) -> torch.Tensor:
     if spec.dtype.name == "float4_e2m1":
         return flat.reshape(*spec.shape[:-1], spec.shape[-1] // 2)
     return flat.reshape(spec.shape)
+
+
+def quantized(ref: TensorRef) -> torch.Tensor:
+    """The values of a quantised tensor, as torch's own kind of it."""
+    import torch
+
+    found: Any = ref.quantizer
+    dtype = getattr(torch, ref.dtype.name)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # torch means to replace this kind, and files have it
+        if found.axis is None:
+            made = torch._empty_affine_quantized(ref.shape, scale=found.scale, zero_point=found.zero_point, dtype=dtype)
+        else:
+            made = torch._empty_per_channel_affine_quantized(
+                ref.shape, scales=found.scale.read(), zero_points=found.zero_point.read(), axis=found.axis, dtype=dtype
+            )
+        made.untyped_storage().copy_(ref.integers.read().untyped_storage())
+    return made
 
 
 def _raw(tensor: torch.Tensor) -> memoryview:

@@ -31,13 +31,19 @@ class Opaque:
         """What a reader may look into: the pairs, else the attributes that a dict of state gives."""
         if self.pairs is not None:
             return self.pairs
-        state = self.state
-        if isinstance(state, tuple) and len(state) == 2 and isinstance(state[0], dict):
-            state = state[0]
-        return state if isinstance(state, dict) else {}
+        return attributes(self.state)
 
     def __repr__(self) -> str:
         return f"<{self.name}>" if self.args is None else f"<{self.name} object>"
+
+
+def attributes(state: Any) -> dict[Any, Any]:
+    """The attributes in a pickled state: a dict, or a pair of dicts (the second for `__slots__`)."""
+    if isinstance(state, dict):
+        return state
+    if isinstance(state, tuple) and len(state) == 2 and all(part is None or isinstance(part, dict) for part in state):
+        return {**(state[0] or {}), **(state[1] or {})} if state[1] else state[0] or {}
+    return {}
 
 
 def children(value: Any) -> Iterator[tuple[Hashable, Any]]:

@@ -140,7 +140,14 @@ class _Work:
                     replace(_about(rule, f"{match.inputs[0]!r}: {error}"), key=match.inputs[0], kind="shape")
                 )
                 continue
-            made.append((match, rule.operation.build(rule.args, refs, specs, match.outputs)))
+            outs = rule.operation.build(rule.args, refs, specs, match.outputs)
+            fixed = next((ref for ref in refs if ref.quantizer is not None or ref.absent is not None), None)
+            if fixed is not None and any(out not in refs for out in outs):
+                what = fixed.absent or f"quantised ({fixed.dtype})"
+                text = f"{match.inputs[0]!r} is {what}; such a tensor can be renamed or dropped, but not changed"
+                self.problems.append(replace(_about(rule, text), key=match.inputs[0]))
+                continue
+            made.append((match, outs))
         return made
 
     def _place(self, rule: Rule, made: list[tuple[Match, tuple[TensorRef, ...]]]) -> None:
@@ -233,11 +240,12 @@ class _Work:
             if entry is None or entry.spec.shape == ref.shape:
                 continue
             shapes = f"{list(ref.shape)} in the checkpoint, {list(entry.spec.shape)} in {target.label}"
-            if policy == "reshape" and only_ones_differ(ref.shape, entry.spec.shape):
+            fixed = ref.quantizer is not None or ref.absent is not None
+            if policy == "reshape" and only_ones_differ(ref.shape, entry.spec.shape) and not fixed:
                 self.refs[key] = reshaped(ref, entry.spec.shape)
                 self.mismatched[key] = f"reshaped: {shapes}"
                 done.setdefault("--mismatched reshape", []).append(((key,), (key,)))
-            elif policy == "overlap" and len(ref.shape) == len(entry.spec.shape):
+            elif policy == "overlap" and len(ref.shape) == len(entry.spec.shape) and not fixed:
                 self._overlap(target, key, ref, entry.spec, seed, shapes)
                 done.setdefault("--mismatched overlap", []).append(((key,), (key,)))
             elif policy == "drop" or fit:

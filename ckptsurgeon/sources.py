@@ -1,7 +1,8 @@
 """Where the bytes of a tensor are, or how they are made.
 
 `Source` is a closed union: `Extent` (in a file), `Pieces` (sources end to end), `Inline` (here),
-`Fill` (made by an initialiser), `Apply` (made by an operation from other tensors).  All are
+`Fill` (made by an initialiser), `Apply` (made by an operation from other tensors), `Absent` (there
+are no such bytes: sparse, meta and distributed tensors, which can be listed only).  All are
 frozen and compare by value: two names whose sources are equal share their storage ("tied").
 """
 
@@ -128,7 +129,18 @@ class Apply:
     inputs: tuple[TensorRef, ...]
 
 
-Source = Extent | Pieces | Inline | Fill | Apply
+@dataclass(frozen=True)
+class Absent:
+    """A tensor that the file describes without holding its dense bytes.
+
+    `form` says what it is ("a sparse tensor (COO)"), `parts` name the tensors that it is made of.
+    """
+
+    form: str
+    parts: tuple[tuple[str, TensorRef], ...] = ()
+
+
+Source = Extent | Pieces | Inline | Fill | Apply | Absent
 
 
 def contiguous_strides(shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from ckptsurgeon import evaluate
 from ckptsurgeon.errors import InputError
 from ckptsurgeon.tensor import TensorRef, TensorSpec
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True)
@@ -28,15 +33,10 @@ def of(ref: TensorRef) -> Stats:
 
     Raises InputError for dtypes that torch cannot compute with.
     """
-    if ref.dtype.kind == "complex" or ref.dtype.bits < 8:
+    if ref.dtype.kind == "complex" or ref.dtype.bits < 8 or ref.absent is not None:
         return Stats(None, None, None, None, 0, 0)
     low, high, total, squares, count, nan, inf = math.inf, -math.inf, 0.0, 0.0, 0, 0, 0
-    for block in ref.blocks():
-        shape = (block.nbytes // ref.dtype.itemsize,)
-        try:
-            values = evaluate.to_torch(bytearray(block), TensorSpec(ref.dtype, shape)).double()
-        except (RuntimeError, TypeError) as error:
-            raise InputError(f"torch cannot compute with {ref.dtype}: {error}") from None
+    for values in _numbers(ref):
         nan += int(values.isnan().sum())
         inf += int(values.isinf().sum())
         values = values[values.isfinite()]
@@ -51,6 +51,19 @@ def of(ref: TensorRef) -> Stats:
     if not count:
         return Stats(None, None, None, None, nan, inf)
     return Stats(low, high, _finite(total / count), _finite(math.sqrt(squares / count)), nan, inf)
+
+
+def _numbers(ref: TensorRef) -> Iterator[torch.Tensor]:
+    """The values in float64, block by block; those of a quantised tensor are what its integers stand for."""
+    if ref.quantizer is not None:
+        yield ref.read().dequantize().double().flatten()
+        return
+    for block in ref.blocks():
+        shape = (block.nbytes // ref.dtype.itemsize,)
+        try:
+            yield evaluate.to_torch(bytearray(block), TensorSpec(ref.dtype, shape)).double()
+        except (RuntimeError, TypeError) as error:
+            raise InputError(f"torch cannot compute with {ref.dtype}: {error}") from None
 
 
 def _finite(value: float) -> float | None:

@@ -186,7 +186,7 @@ def save(
         raise PlanError(problems)
     laid_out, lost = formats.layout(ckpt, format, keep_extras)
     nbytes = stream.write(laid_out, os.fspath(path), force=force, progress=progress)
-    return Written(os.fspath(path), nbytes, format.name, len(ckpt), None, tuple(lost))
+    return Written(os.fspath(path), nbytes, format.name, len(ckpt), None, tuple(lost), laid_out.notes)
 
 
 def carry_out(
@@ -195,7 +195,7 @@ def carry_out(
     """Write the result of a plan; PlanError when it has problems, else as `save`."""
     written = save(made.check().result, output, keep_extras=keep_extras, force=force, progress=progress)
     stale = _stale_optimizers(made) if keep_extras else []
-    return replace(written, plan=made, warnings=(*made.warnings, *stale))
+    return replace(written, plan=made, warnings=(*made.warnings, *written.warnings, *stale))
 
 
 def _stale_optimizers(made: Plan) -> list[str]:

@@ -8,12 +8,12 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterable, Iterator
 from dataclasses import dataclass, field
 from math import prod
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from ckptsurgeon import evaluate
 from ckptsurgeon.dtypes import DType
 from ckptsurgeon.limits import BLOCK
-from ckptsurgeon.sources import Apply, Extent, Fill, Source
+from ckptsurgeon.sources import Absent, Apply, Extent, Fill, Source
 
 if TYPE_CHECKING:
     import torch
@@ -40,14 +40,34 @@ class TensorSpec:
         return f"{self.dtype.name} {list(self.shape)}"
 
 
+Role = Literal["parameter", "buffer", "tensor"]
+"""What a model does with a tensor: trains it, only keeps it, or not known."""
+
+
 @dataclass(frozen=True, slots=True)
 class Stored:
     """How the tensor lay in its file: the device it was saved from, the bytes of its whole
-    storage (of which it may be a small view), and whether it was an `nn.Parameter`."""
+    storage (of which it may be a small view), what it was to its model, and whether an
+    `nn.Parameter` was frozen (`requires_grad` false)."""
 
     device: str
     nbytes: int
-    parameter: bool = False
+    role: Role = "tensor"
+    frozen: bool = False
+
+
+@dataclass(frozen=True)
+class Quantizer:
+    """What makes numbers of the integers of a quantised tensor: `scale * (integer - zero_point)`.
+
+    `scheme` is torch's name. Per channel, `scale` and `zero_point` are tensors of shape (channels,)
+    and `axis` is the dimension that they go along; per tensor they are numbers and `axis` is None.
+    """
+
+    scheme: str
+    scale: float | TensorRef
+    zero_point: int | TensorRef
+    axis: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +77,7 @@ class TensorRef:
     spec: TensorSpec
     source: Source
     stored: Stored | None = field(default=None, compare=False)
+    quantizer: Quantizer | None = None
 
     @property
     def dtype(self) -> DType:
@@ -84,7 +105,25 @@ class TensorRef:
         if not isinstance(self.source, Extent | Apply | Fill) or not self.nbytes:
             return None
         strided = isinstance(self.source, Extent) and self.source.strides is not None
-        return self.source, tuple(size for size in self.shape if size != 1) if strided else self.numel
+        view = tuple(size for size in self.shape if size != 1) if strided else self.numel
+        return self.source, view, self.quantizer
+
+    @property
+    def absent(self) -> str | None:
+        """What the tensor is when the file does not hold its bytes, else None."""
+        return self.source.form if isinstance(self.source, Absent) else None
+
+    @property
+    def role(self) -> Role:
+        """What a model does with it, as far as the file tells."""
+        return self.stored.role if self.stored else "tensor"
+
+    @property
+    def integers(self) -> TensorRef:
+        """A quantised tensor as what is stored, without scale and zero point; any other as it is."""
+        if self.quantizer is None:
+            return self
+        return TensorRef(TensorSpec(self.dtype.plain, self.shape), self.source, self.stored)
 
     def blocks(self, size: int = BLOCK) -> Iterator[memoryview]:
         """The contiguous little-endian bytes, at most about `size` at a time where that is possible."""
@@ -93,8 +132,11 @@ class TensorRef:
     def read(self) -> torch.Tensor:
         """The values as a contiguous `torch.Tensor` of `.shape` on the CPU.
 
-        Raises InputError when the file is gone, shorter than it was, or no longer the same.
+        Raises InputError when the file is gone, shorter than it was, no longer the same, or does not
+        hold the tensor's bytes.
         """
+        if self.quantizer is not None:
+            return evaluate.quantized(self)
         buffer, at = bytearray(self.nbytes), 0
         for block in self.blocks():
             buffer[at : at + len(block)] = block

@@ -93,7 +93,6 @@ NOT_OURS = {
     "two pickles": (_zip("a/data.pkl", "b/data.pkl"), "holds 2 pickles named data.pkl"),
     "torchscript": (_zip("a/data.pkl", "a/constants.pkl"), "a TorchScript archive"),
     "a number": (_pickled(3), "holds no state dict, but a int"),
-    "a tensor": (_pickled(torch.ones(2)), "one bare tensor (float32 [2])"),
     "only numbers": (_pickled({"a": 1}), "holds no state dict, but a dict of 1 items"),
 }
 

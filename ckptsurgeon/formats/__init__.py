@@ -14,7 +14,7 @@ from typing import Any
 
 from ckptsurgeon.checkpoint import Checkpoint, Step
 from ckptsurgeon.errors import InputError, Problem, UsageError
-from ckptsurgeon.evaluate import read_exactly
+from ckptsurgeon.evaluate import ABSENT_HINT, read_exactly
 from ckptsurgeon.formats import _foreign, _tree, safetensors, torch_legacy, torch_zip
 from ckptsurgeon.formats._document import Document
 from ckptsurgeon.formats._layout import Layout
@@ -137,7 +137,7 @@ def layout(ckpt: Checkpoint, format: Format, keep_extras: bool = False) -> tuple
     if format.layout is None:
         raise UsageError(f"{format.name} files are only read; write a torch zip (.pth) or .safetensors")
     check_extras(ckpt.extras if keep_extras else None, format)
-    plain = {key: replace(ref, stored=None) for key, ref in ckpt.items()}  # tensors, not parameters
+    plain = {key: replace(ref, stored=None) for key, ref in ckpt.items()}  # a state dict's are no parameters
     state = _tree.StateDict(plain, ckpt.versions)
     if not keep_extras or not ckpt.extras:
         return format.layout(ckpt, _cleaned(state)), []
@@ -162,7 +162,12 @@ def _place(ckpt: Checkpoint) -> tuple[tuple[Step, ...], int | None]:
 
 def problems(ckpt: Checkpoint, format: Format, keep_extras: bool) -> list[Problem]:
     """What a file of this format cannot hold of a checkpoint, and names that kept extras have too."""
-    found = format.problems(ckpt)
+    found = [
+        Problem(f"{key!r} is {ref.absent}: the file does not hold its bytes; {ABSENT_HINT}", key=key, kind="absent")
+        for key, ref in ckpt.items()
+        if ref.absent is not None
+    ]
+    found += format.problems(ckpt)
     if keep_extras:
         clashes = [name for name in _tree.beside(ckpt.extras, *_place(ckpt)) if name in ckpt.tensors]
         found += [

@@ -16,11 +16,13 @@ class Layout:
     """The parts of a file, end to end.
 
     `patches`, where a format stores checksums, is called with the CRC-32 of every tensor part
-    once all are written, and gives the places of the finished header that depend on them.
+    once all are written, and gives the places of the finished header that depend on them.  `notes`
+    say what the format made of tensors that it cannot hold as they are.
     """
 
     parts: tuple[bytes | TensorRef, ...]
     patches: Patches | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def nbytes(self) -> int:

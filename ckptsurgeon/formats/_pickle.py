@@ -262,7 +262,7 @@ def _new_ex(machine: _Machine) -> None:
 
 
 def _instance(machine: _Machine, cls: Any, args: Any) -> Any:
-    if isinstance(cls, Opaque) and cls.name in ("collections.OrderedDict", "builtins.set"):
+    if isinstance(cls, Opaque) and cls.args is None and cls.name in machine.builders:
         return machine.call(cls, args)
     if not isinstance(cls, Opaque) or not isinstance(args, tuple):
         raise BadPickle(f"an object of no class, near byte {machine.at}")
@@ -417,6 +417,6 @@ _ACTIONS: dict[int, Callable[[_Machine], None]] = {
         "\x93": _stack_global,
         "\x94": _memoize,
         "\x95": lambda m: (m.take(8), None)[1],
-        "\x96": _push(lambda m: m.take(m.number(8))),
+        "\x96": _push(lambda m: bytearray(m.take(m.number(8)))),
     }.items()
 }

@@ -7,21 +7,23 @@ Protocol 2, with the opcodes and globals that torch's restricted unpickler knows
 from __future__ import annotations
 
 import struct
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from ckptsurgeon.dtypes import DTYPES
 from ckptsurgeon.formats._tensors import STORAGE_OF
 from ckptsurgeon.formats._tree import StateDict
+from ckptsurgeon.formats._values import tensor_of
 from ckptsurgeon.inert import Opaque
 from ckptsurgeon.sources import contiguous_strides
-from ckptsurgeon.tensor import TensorRef
+from ckptsurgeon.tensor import Quantizer, TensorRef
 
 _CALLABLE = frozenset({"torch.Size", "torch.device"})
 _LONGEST_INT = 255
 _DEEPEST = 200
-_WRITABLE = (bool, int, float, complex, str, bytes, list, tuple, dict, set, StateDict, TensorRef)
+_FLOAT4 = "float4_e2m1"
+_WRITABLE = (bool, int, float, complex, str, bytes, bytearray, list, tuple, dict, set, StateDict)
 
 
 def writable(value: Any) -> bool:
@@ -36,6 +38,8 @@ def writable(value: Any) -> bool:
         return value.bit_length() < 8 * _LONGEST_INT
     if isinstance(value, set):
         return all(map(_writable_key, value))
+    if isinstance(value, TensorRef):
+        return value.absent is None and (value.dtype.bits >= 8 or value.dtype.name == _FLOAT4)
     return value is None or isinstance(value, _WRITABLE)
 
 
@@ -54,14 +58,25 @@ def _is_dtype(name: str) -> bool:
     return name.startswith("torch.") and name.removeprefix("torch.") in DTYPES
 
 
-def cleaned(root: Any) -> tuple[Any, list[str]]:
-    """`root` without what cannot be written, and a line for each thing that was left out.
+def _replaced(value: Any) -> tuple[Any, str]:
+    """A plain stand-in for what `weights_only` would refuse, and what was done in a few words."""
+    if isinstance(value, Opaque) and value.pairs is not None and value.state is None and not value.items:
+        return value.pairs, f"{value.name}; a dict in its place"
+    if not isinstance(value, TensorRef) and (ref := tensor_of(value, arrays=True)) is not None:
+        return ref, f"{_kind(value)}; a tensor in its place"
+    return value, ""
 
-    A dict loses the item; in a list or a tuple None takes its place.
+
+def cleaned(root: Any) -> tuple[Any, list[str]]:
+    """`root` without what cannot be written, and a line for each thing that was left out or replaced.
+
+    Arrays and storages become tensors, dicts of a class of their own plain dicts.  Of what else
+    cannot be written a dict loses the item; in a list or a tuple None takes its place.
     """
+    cleaner = _Cleaner()
+    root = cleaner.plain(root, ".")
     if not writable(root):
         return {}, [_kind(root)]
-    cleaner = _Cleaner()
     return cleaner.clean(root, "", 0), cleaner.lost
 
 
@@ -69,6 +84,16 @@ class _Cleaner:
     def __init__(self) -> None:
         self.lost: list[str] = []
         self.done: dict[int, Any] = {}
+        self.replaced: dict[int, tuple[Any, Any]] = {}
+
+    def plain(self, value: Any, path: str) -> Any:
+        if id(value) in self.replaced:
+            return self.replaced[id(value)][1]
+        made, words = _replaced(value)
+        if words:
+            self.lost.append(f"{path} ({words})")
+            self.replaced[id(value)] = (value, made)
+        return made
 
     def clean(self, value: Any, path: str, depth: int) -> Any:
         if id(value) in self.done:
@@ -86,10 +111,11 @@ class _Cleaner:
         return value
 
     def mapping(self, value: dict[Any, Any], path: str, depth: int) -> dict[Any, Any]:
-        made: dict[Any, Any] = OrderedDict() if isinstance(value, OrderedDict) else {}
+        made: dict[Any, Any] = type(value)() if isinstance(value, OrderedDict | Counter) else {}
         self.done[id(value)] = made
         for key, member in value.items():
             name = f"{path}.{key}" if path else str(key)
+            member = self.plain(member, name)
             if not _writable_key(key):
                 self.lost.append(f"{name} (a key of the type {type(key).__name__})")
             elif not writable(member):
@@ -104,6 +130,7 @@ class _Cleaner:
             self.done[id(value)] = parts
         for index, member in enumerate(value):
             name = f"{path}.{index}" if path else str(index)
+            member = self.plain(member, name)
             if writable(member):
                 parts.append(self.clean(member, name, depth + 1))
             else:
@@ -115,6 +142,8 @@ class _Cleaner:
 
 
 def _kind(value: Any) -> str:
+    if isinstance(value, TensorRef):
+        return value.absent or f"a tensor of {value.dtype}"
     return value.name if isinstance(value, Opaque) else type(value).__name__
 
 
@@ -180,8 +209,9 @@ class _Writer:
             self.text(value)
         elif isinstance(value, complex):
             self.call("builtins complex", (value.real, value.imag))
-        elif isinstance(value, bytes):
-            self.call("_codecs encode", (value.decode("latin-1"), "latin1"))
+        elif isinstance(value, bytes | bytearray):
+            name = "_codecs encode" if isinstance(value, bytes) else "builtins bytearray"
+            self.call(name, (value.decode("latin-1"), "latin1"))
         elif isinstance(value, TensorRef):
             self.tensor(value)
         elif isinstance(value, Opaque):
@@ -201,6 +231,8 @@ class _Writer:
         elif isinstance(value, OrderedDict):
             self.ordered()
             self.then(_Put(id(value)), *_items(value))
+        elif isinstance(value, Counter):
+            self.call("collections Counter", (dict(value),))
         elif isinstance(value, dict):
             self.out.append(b"}")
             self.then(_Put(id(value)), *_items(value))
@@ -260,31 +292,55 @@ class _Writer:
             self.call(f"{module} {attribute}", value.args)
 
     def tensor(self, ref: TensorRef) -> None:
-        parameter = ref.stored is not None and ref.stored.parameter
-        key, typed = self.storage(ref), STORAGE_OF.get(ref.dtype.name)
-        elements = ref.numel if typed else ref.nbytes
+        if ref.quantizer is not None:
+            self.quantized(ref, ref.quantizer)
+            return
+        parameter = ref.role == "parameter"
+        typed = STORAGE_OF.get(ref.dtype.name)
         if parameter:
             self.named("torch._utils _rebuild_parameter")
             self.out.append(b"(")
         self.named("torch._utils _rebuild_tensor_v2" if typed else "torch._utils _rebuild_tensor_v3")
-        self.out.append(b"((")
+        self.out.append(b"(")
+        self.view(ref, typed)
+        self.out.append(b"\x89")
+        self.ordered()
+        if not typed:
+            self.named("torch float4_e2m1fn_x2" if ref.dtype.name == _FLOAT4 else f"torch {ref.dtype.name}")
+        self.out.append(b"tR")
+        if parameter:
+            frozen = ref.dtype.kind not in ("float", "complex") or (ref.stored is not None and ref.stored.frozen)
+            self.out.append(b"\x89" if frozen else b"\x88")
+            self.ordered()
+            self.out.append(b"tR")
+
+    def quantized(self, ref: TensorRef, quantizer: Quantizer) -> None:
+        self.named("torch._utils _rebuild_qtensor")
+        self.out.append(b"(")
+        self.view(ref, STORAGE_OF[ref.dtype.name])
+        self.out.append(b"(")
+        self.named(quantizer.scheme.replace(".", " "))
+        for part in (quantizer.scale, quantizer.zero_point):
+            self.write(part)
+        if quantizer.axis is not None:
+            self.write_int(quantizer.axis)
+        self.out.append(b"t\x89")
+        self.ordered()
+        self.out.append(b"tR")
+
+    def view(self, ref: TensorRef, typed: str | None) -> None:
+        """Storage, offset, shape and strides, as every function that rebuilds a tensor takes them first."""
+        key, elements = self.storage(ref), ref.numel if typed else ref.nbytes
+        self.out.append(b"(")
         self.text("storage")
         self.named(f"torch {typed}" if typed else "torch.storage UntypedStorage")
         self.text(key)
         self.text("cpu")
         self.write_int(elements)
         self.out.append(b"tQK\x00")
-        self.numbers(ref.shape)
-        self.numbers(contiguous_strides(ref.shape))
-        self.out.append(b"\x89")
-        self.ordered()
-        if not typed:
-            self.named(f"torch {ref.dtype.name}")
-        self.out.append(b"tR")
-        if parameter:
-            self.out.append(b"\x89" if ref.dtype.kind not in ("float", "complex") else b"\x88")
-            self.ordered()
-            self.out.append(b"tR")
+        shape = (*ref.shape[:-1], ref.shape[-1] // 2) if ref.dtype.name == _FLOAT4 else ref.shape  # two in a byte
+        self.numbers(shape)
+        self.numbers(contiguous_strides(shape))
 
     def numbers(self, values: tuple[int, ...]) -> None:
         self.out.append(b"(" if values else b")")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable
 from typing import Any
 
@@ -40,6 +40,24 @@ def _ordered_dict(args: tuple[Any, ...]) -> Any:
     raise BadRecord("an OrderedDict of something else than pairs")
 
 
+def _counter(args: tuple[Any, ...]) -> Any:
+    if len(args) == 1 and isinstance(args[0], dict) and all(type(value) is int for value in args[0].values()):
+        made: Counter[Any] = Counter()
+        dict.update(made, args[0])
+        return made
+    return Counter() if not args else Opaque("collections.Counter", args)
+
+
+def _bytearray(args: tuple[Any, ...]) -> Any:
+    if not args:
+        return bytearray()
+    if isinstance(args[0], bytes) and len(args) == 1:
+        return bytearray(args[0])
+    if isinstance(args[0], str) and args[1:] in (("latin-1",), ("latin1",)):
+        return bytearray(args[0].encode("latin-1"))
+    return Opaque("builtins.bytearray", args)
+
+
 def _set(args: tuple[Any, ...]) -> Any:
     if len(args) == 1 and isinstance(args[0], list | tuple):
         return set(map(as_key, args[0]))
@@ -66,6 +84,9 @@ def _reconstructor(args: tuple[Any, ...]) -> Any:
 
 BUILDERS: dict[str, Builder] = {
     "collections.OrderedDict": _ordered_dict,
+    "collections.defaultdict": lambda args: {},  # what an absent key gives is code, and no data
+    "collections.Counter": _counter,
+    "builtins.bytearray": _bytearray,
     "builtins.bytes": lambda args: Opaque("builtins.bytes", args) if args else b"",
     "builtins.set": _set,
     "_codecs.encode": _encode,

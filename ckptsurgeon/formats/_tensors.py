@@ -1,7 +1,7 @@
-"""Tensors as torch pickles them: persistent ids become storages, `_rebuild_*` calls `TensorRef`s.
+"""Storages as torch pickles them, and the views on them that are tensors.
 
 Every number is a claim: sizes, strides and offsets are checked against the storage's bytes.
-Source: `torch/_utils.py` and `torch/serialization.py`.
+Source: `torch/serialization.py`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from ckptsurgeon.dtypes import DTYPES, DType
-from ckptsurgeon.formats._plain import BadRecord, Builder
+from ckptsurgeon.formats._plain import BadRecord
 from ckptsurgeon.inert import Opaque
 from ckptsurgeon.limits import Limits
 from ckptsurgeon.sources import Deflate, Extent, File, is_contiguous, span
@@ -31,14 +31,10 @@ _STORAGE_TYPES = {
     "ComplexDoubleStorage": "complex128",
     "ComplexFloatStorage": "complex64",
 }
-_QUANTIZED = {
-    "QInt8Storage": "int8",
-    "QUInt8Storage": "uint8",
-    "QInt32Storage": "int32",
-    "QUInt4x2Storage": "uint8",
-    "QUInt2x4Storage": "uint8",
-}
-STORAGE_OF: Mapping[str, str] = {dtype: storage for storage, dtype in _STORAGE_TYPES.items()}
+_QUANTIZED = {"QInt8Storage": "qint8", "QUInt8Storage": "quint8", "QInt32Storage": "qint32"}
+_PACKED = {"QUInt4x2Storage": "uint8", "QUInt2x4Storage": "uint8"}
+_ALL_TYPES = {**_STORAGE_TYPES, **_QUANTIZED, **_PACKED, "UntypedStorage": "uint8"}
+STORAGE_OF: Mapping[str, str] = {dtype: storage for storage, dtype in (_STORAGE_TYPES | _QUANTIZED).items()}
 """dtype name → the storage class that torch pickles it with; other dtypes go untyped."""
 
 
@@ -59,9 +55,9 @@ def storage_dtype(kind: Any) -> DType:
     """The element type of a pickled storage class; `uint8` stands for untyped bytes."""
     name = kind.name if isinstance(kind, Opaque) else ""
     last = name.rpartition(".")[2]
-    if not name.startswith("torch.") or last not in (*_STORAGE_TYPES, *_QUANTIZED, "UntypedStorage"):
+    if not name.startswith("torch.") or last not in _ALL_TYPES:
         raise BadRecord(f"a storage of the unknown type {name or type(kind).__name__}")
-    return DTYPES[{**_STORAGE_TYPES, **_QUANTIZED}.get(last, "uint8")]
+    return DTYPES[_ALL_TYPES[last]]
 
 
 def count(value: Any, what: str) -> int:
@@ -80,51 +76,6 @@ def text(value: Any, what: str) -> str:
     return value
 
 
-def _parameter(args: tuple[Any, ...]) -> Any:
-    if not args or not isinstance(args[0], TensorRef):
-        return Opaque("torch._utils._rebuild_parameter", args)
-    ref = args[0]
-    stored = ref.stored or Stored("cpu", ref.nbytes)
-    return TensorRef(ref.spec, ref.source, Stored(stored.device, stored.nbytes, parameter=True))
-
-
-def builders(limits: Limits) -> dict[str, Builder]:
-    """The closed table of what a torch pickle may build."""
-
-    def tensor(args: tuple[Any, ...], dtype: DType | None = None) -> Any:
-        if len(args) < 4:
-            raise BadRecord("a tensor with too few arguments")
-        storage, offset, shape, strides = args[:4]
-        if not isinstance(storage, Storage):
-            raise BadRecord("a tensor without a storage")
-        metadata = args[7 if dtype else 6] if len(args) > (7 if dtype else 6) else None
-        if isinstance(metadata, dict) and any(metadata.values()):
-            return Opaque("torch.Tensor with a conjugate or negative bit", args)
-        return view(storage, dtype or storage.dtype, offset, shape, strides, limits)
-
-    def tensor_v3(args: tuple[Any, ...]) -> Any:
-        if len(args) < 7:
-            raise BadRecord("a tensor with too few arguments")
-        dtype = dtype_of(args[6])
-        return Opaque(f"a tensor of {args[6]}", args) if dtype is None else tensor(args, dtype)
-
-    def typed(args: tuple[Any, ...]) -> Any:
-        """A tensor of a class of its own, or with attributes: what it is inside."""
-        function, inner = args[0] if args else None, args[2] if len(args) > 2 else None
-        if isinstance(function, Opaque) and function.name in plain and isinstance(inner, tuple):
-            return plain[function.name](inner)
-        return Opaque("torch._tensor._rebuild_from_type_v2", args)
-
-    plain: dict[str, Builder] = {
-        "torch._utils._rebuild_tensor": tensor,
-        "torch._utils._rebuild_tensor_v2": tensor,
-        "torch._utils._rebuild_tensor_v3": tensor_v3,
-        "torch._utils._rebuild_parameter": _parameter,
-        "torch._utils._rebuild_parameter_with_state": _parameter,
-    }
-    return {**plain, "torch._tensor._rebuild_from_type_v2": typed, "torch._tensor._rebuild_from_type": typed}
-
-
 def dtype_of(value: Any) -> DType | None:
     """The element type that a pickled `torch.dtype` names; None for one that cannot be held."""
     return DTYPES.get(value.name.removeprefix("torch.")) if isinstance(value, Opaque) else None
@@ -132,7 +83,7 @@ def dtype_of(value: Any) -> DType | None:
 
 def view(storage: Storage, dtype: DType, offset: Any, shape: Any, strides: Any, limits: Limits) -> TensorRef:
     """The tensor of `shape` at `offset` (elements) of a storage, with `strides` in elements."""
-    shape, strides = _dims(shape, "shape", limits), _dims(strides, "strides", limits)
+    shape, strides = dims(shape, "shape", limits), dims(strides, "strides", limits)
     if len(shape) != len(strides):
         raise BadRecord(f"shape {list(shape)} with strides {list(strides)}")
     spec, first = TensorSpec(dtype, shape), count(offset, "a storage offset")
@@ -155,7 +106,16 @@ def view(storage: Storage, dtype: DType, offset: Any, shape: Any, strides: Any, 
     return TensorRef(spec, extent, Stored(storage.device, storage.nbytes))
 
 
-def _dims(value: Any, what: str, limits: Limits) -> tuple[int, ...]:
+def storage_tensor(storage: Storage) -> TensorRef:
+    """A storage that stands by itself, as the tensor of one dimension that it holds."""
+    item = storage.dtype.itemsize
+    spec = TensorSpec(storage.dtype.plain, (storage.nbytes // item,))
+    extent = Extent(storage.file, storage.offset, spec.nbytes, None, storage.byteorder, storage.codec)
+    return TensorRef(spec, extent, Stored(storage.device, storage.nbytes))
+
+
+def dims(value: Any, what: str, limits: Limits) -> tuple[int, ...]:
+    """`value`, a tuple or a `torch.Size`, as counts."""
     if isinstance(value, Opaque) and value.name == "torch.Size" and value.args and len(value.args) == 1:
         value = value.args[0]
     if not isinstance(value, tuple | list) or len(value) > limits.dimensions:

@@ -9,14 +9,15 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 from ckptsurgeon.checkpoint import Step, Versions
 from ckptsurgeon.errors import InputError, LimitError
+from ckptsurgeon.formats._values import tensor_of
 from ckptsurgeon.inert import Opaque, children
 from ckptsurgeon.limits import DEFAULT
-from ckptsurgeon.tensor import TensorRef
+from ckptsurgeon.tensor import Role, Stored, TensorRef
 
 MAIN_NAMES = frozenset(
     (
@@ -34,6 +35,9 @@ MAIN_NAMES = frozenset(
 )
 """Names that make a state dict the main one when all others are far smaller."""
 _MINOR = 0.05
+BARE = "tensor"
+"""The key of a tensor that is the whole object of its file."""
+_BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
 
 
 @dataclass(frozen=True)
@@ -82,17 +86,36 @@ def is_module(value: Any) -> bool:
     return isinstance(fields.get("_parameters"), dict) and isinstance(fields.get("_modules"), dict)
 
 
+_Kind = Literal["named", "numbered", "arrays"]
+
+
 def candidates(root: Any) -> tuple[Candidate, ...]:
-    """Every state dict below `root`, outermost first, in file order."""
+    """Every state dict below `root`, outermost first, in file order.
+
+    Tensors in lists and under numbers count only where none has a name, and numpy's arrays only
+    where there are no tensors: beside a state dict they are something else (states of random
+    number generators, statistics).
+    """
+    if isinstance(root, TensorRef):
+        return (Candidate((), {BARE: root}, {}, {}),)
+    kinds: tuple[_Kind, ...] = ("named", "numbered", "arrays")
+    for kind in kinds:
+        found = tuple(_outnumbered(_found(root, kind)))
+        if found:
+            return found
+    return ()
+
+
+def _found(root: Any, kind: _Kind) -> list[Candidate]:
     found: list[Candidate] = []
     for path, value in _walk(root):
         if is_module(value):
             found.append(_module(path, value))
-        elif (mapping := _mapping(value)) is not None:
-            direct = _direct(path, mapping, value)
+        elif (mapping := _mapping(value, kind)) is not None:
+            direct = _direct(path, mapping, value, kind)
             if direct.tensors:
                 found.append(direct)
-    return tuple(_outnumbered(found))
+    return found
 
 
 def _outnumbered(found: list[Candidate]) -> Iterator[Candidate]:
@@ -150,9 +173,11 @@ def _is_container(value: Any) -> bool:
     return isinstance(value, dict | list | tuple | Opaque)
 
 
-def _mapping(value: Any) -> dict[Any, Any] | None:
+def _mapping(value: Any, kind: _Kind) -> dict[Any, Any] | None:
     if isinstance(value, dict):
         return value
+    if isinstance(value, list | tuple):
+        return dict(enumerate(value)) if kind != "named" else None
     return value.pairs if isinstance(value, Opaque) else None
 
 
@@ -163,10 +188,29 @@ def _versions(value: Any) -> Versions:
     return {key: entry for key, entry in versions.items() if isinstance(key, str) and isinstance(entry, dict)}
 
 
-def _direct(path: tuple[Step, ...], mapping: dict[Any, Any], value: Any) -> Candidate:
-    tensors = {key: ref for key, ref in mapping.items() if isinstance(key, str) and isinstance(ref, TensorRef)}
-    rest = {key: member for key, member in mapping.items() if key not in tensors}
+def _direct(path: tuple[Step, ...], mapping: dict[Any, Any], value: Any, kind: _Kind) -> Candidate:
+    tensors: dict[str, TensorRef] = {}
+    rest: dict[Any, Any] = {}
+    for key, member in mapping.items():
+        named = isinstance(key, str) or (kind != "named" and type(key) is int)
+        ref = member if isinstance(member, TensorRef) else tensor_of(member, arrays=kind == "arrays") if named else None
+        if named and ref is not None and str(key) not in tensors:
+            tensors[str(key)] = ref if ref.role != "tensor" else _as(_role(str(key)), ref)
+        else:
+            rest[key] = member
     return Candidate(path, tensors, _versions(value), rest)
+
+
+def _role(key: str) -> Role:
+    """A state dict does not tell what is trained, but a few names do."""
+    return "buffer" if key.rpartition(".")[2] in _BUFFERS else "tensor"
+
+
+def _as(role: Role, ref: TensorRef) -> TensorRef:
+    if role == ref.role:
+        return ref
+    stored = ref.stored or Stored("cpu", ref.nbytes)
+    return replace(ref, stored=replace(stored, role=role))
 
 
 def _module(path: tuple[Step, ...], root: Opaque) -> Candidate:
@@ -182,12 +226,19 @@ def _module(path: tuple[Step, ...], root: Opaque) -> Candidate:
             raise LimitError(f"a model of more than {DEFAULT.modules} modules, or nested {DEFAULT.depth} deep")
         fields = module.fields()
         hidden = fields.get("_non_persistent_buffers_set")
-        buffers = fields.get("_buffers")
-        for members, skip in ((fields["_parameters"], None), (buffers, hidden)):
-            for name, ref in members.items() if isinstance(members, dict) else ():
-                if ref is None or (isinstance(skip, set) and name in skip):
+        kinds: tuple[tuple[Any, Any, Role], ...] = (
+            (fields["_parameters"], None, "parameter"),
+            (fields.get("_buffers"), hidden, "buffer"),
+        )
+        for members, skip, role in kinds:
+            for name, value in members.items() if isinstance(members, dict) else ():
+                if value is None or (isinstance(skip, set) and name in skip):
                     continue
-                (tensors if isinstance(ref, TensorRef) else rest)[f"{prefix}{name}"] = ref
+                ref = tensor_of(value)
+                if ref is None:
+                    rest[f"{prefix}{name}"] = value
+                else:
+                    tensors[f"{prefix}{name}"] = _as(role, ref)
         above = above | {id(module)}
         for name, child in reversed(fields["_modules"].items()):
             if is_module(child) and id(child) not in above:
@@ -204,6 +255,8 @@ def at(root: Any, select: str) -> Candidate | None:
     node = found[-1][1] if found else root
     if is_module(node):
         return _module(path, node)
+    if isinstance(node, TensorRef):
+        return Candidate(path, {str(path[-1]) if path else BARE: node}, {}, {})
     if not isinstance(node, dict | list | tuple | Opaque):
         return None
     tensors: dict[str, TensorRef] = {}

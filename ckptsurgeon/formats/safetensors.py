@@ -6,18 +6,19 @@ Source: https://github.com/huggingface/safetensors (README, `safetensors/src/ten
 from __future__ import annotations
 
 import json
+import struct
 from collections.abc import Mapping
 from typing import Any
 
 from ckptsurgeon.checkpoint import Checkpoint
-from ckptsurgeon.dtypes import BY_CODE
+from ckptsurgeon.dtypes import BY_CODE, DTYPES
 from ckptsurgeon.errors import InputError, LimitError, Problem
 from ckptsurgeon.evaluate import read_exactly
 from ckptsurgeon.formats._document import Document
 from ckptsurgeon.formats._layout import Layout
 from ckptsurgeon.limits import Limits
-from ckptsurgeon.sources import Extent, File
-from ckptsurgeon.tensor import TensorRef, TensorSpec
+from ckptsurgeon.sources import Extent, File, Inline
+from ckptsurgeon.tensor import Quantizer, TensorRef, TensorSpec
 
 NAME = "safetensors"
 _UNSUPPORTED = frozenset({"C128", "C32"})
@@ -122,9 +123,41 @@ def problems(ckpt: Checkpoint) -> list[Problem]:
         for key in ckpt
         if not _is_utf8(key)
     ]
+    for key, ref in ckpt.items():
+        if ref.quantizer is not None:
+            found += [
+                Problem(
+                    f"{key!r} is quantised, and safetensors needs the name {name!r} for its scale; rename it", key=key
+                )
+                for name in (f"{key}.{part}" for part in _parameters(ref.quantizer))
+                if name in ckpt
+            ]
     if "__metadata__" in ckpt:
         found.append(Problem("safetensors reserves the key '__metadata__'; rename it", key="__metadata__"))
     return found
+
+
+def _expanded(ckpt: Checkpoint) -> dict[str, TensorRef]:
+    """The tensors as this format can hold them: quantised ones as integers, with `NAME.scale` and
+    `NAME.zero_point` (and per channel `NAME.axis`) beside them."""
+    made: dict[str, TensorRef] = {}
+    for key, ref in ckpt.items():
+        made[key] = ref.integers
+        if ref.quantizer is not None:
+            for name, part in _parameters(ref.quantizer).items():
+                made[f"{key}.{name}"] = part
+    return made
+
+
+def _parameters(quantizer: Quantizer) -> dict[str, TensorRef]:
+    scale, zero = quantizer.scale, quantizer.zero_point
+    if isinstance(scale, TensorRef) and isinstance(zero, TensorRef):
+        return {"scale": scale, "zero_point": zero, "axis": _number("<q", "int64", quantizer.axis or 0)}
+    return {"scale": _number("<d", "float64", scale), "zero_point": _number("<q", "int64", zero)}
+
+
+def _number(form: str, dtype: str, value: Any) -> TensorRef:
+    return TensorRef(TensorSpec(DTYPES[dtype], ()), Inline(struct.pack(form, value)))
 
 
 def _is_utf8(text: str) -> bool:
@@ -141,26 +174,33 @@ def layout(ckpt: Checkpoint, root: Any) -> Layout:
     Tensors lie in the checkpoint's order where that leaves each aligned to its element size;
     otherwise the largest elements come first, as safetensors itself writes them.
     """
-    order = list(ckpt)
-    if not _aligned(ckpt, order):
-        order.sort(key=lambda key: -ckpt[key].dtype.bits)
+    tensors = _expanded(ckpt)
+    order = list(tensors)
+    if not _aligned(tensors, order):
+        order.sort(key=lambda key: -tensors[key].dtype.bits)
     begins, at = {}, 0
     for key in order:
         begins[key] = at
-        at += ckpt[key].nbytes
+        at += tensors[key].nbytes
     header: dict[str, Any] = {"__metadata__": {**ckpt.metadata, "format": "pt"}}
-    for key, ref in ckpt.items():
+    for key, ref in tensors.items():
         place = [begins[key], begins[key] + ref.nbytes]
         header[key] = {"dtype": ref.dtype.code, "shape": list(ref.shape), "data_offsets": place}
     raw = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
     raw += b" " * (-len(raw) % _ALIGN)
-    return Layout((len(raw).to_bytes(8, "little") + raw, *(ckpt[key] for key in order)))
+    parts: tuple[bytes | TensorRef, ...] = (len(raw).to_bytes(8, "little") + raw, *(tensors[key] for key in order))
+    quantized = sum(ref.quantizer is not None for ref in ckpt.values())
+    note = (
+        f"{quantized} quantised tensors are written as integers, with NAME.scale and NAME.zero_point beside them; "
+        "a .pth keeps them as they are"
+    )
+    return Layout(parts, notes=(note,) if quantized else ())
 
 
-def _aligned(ckpt: Checkpoint, order: list[str]) -> bool:
+def _aligned(tensors: Mapping[str, TensorRef], order: list[str]) -> bool:
     at = 0
     for key in order:
-        if at * 8 % ckpt[key].dtype.bits:
+        if at * 8 % tensors[key].dtype.bits:
             return False
-        at += ckpt[key].nbytes
+        at += tensors[key].nbytes
     return True

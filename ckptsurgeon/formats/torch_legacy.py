@@ -17,7 +17,8 @@ from ckptsurgeon.formats import _pickle
 from ckptsurgeon.formats._document import Document
 from ckptsurgeon.formats._pickle import BadPickle, Truncated
 from ckptsurgeon.formats._plain import BadRecord
-from ckptsurgeon.formats._tensors import Storage, builders, persistent_loader
+from ckptsurgeon.formats._rebuild import builders
+from ckptsurgeon.formats._tensors import Storage, persistent_loader
 from ckptsurgeon.limits import Limits
 from ckptsurgeon.sources import File
 

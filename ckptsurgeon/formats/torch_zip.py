@@ -20,7 +20,8 @@ from ckptsurgeon.formats._document import Document
 from ckptsurgeon.formats._layout import Layout
 from ckptsurgeon.formats._pickle import BadPickle
 from ckptsurgeon.formats._plain import BadRecord
-from ckptsurgeon.formats._tensors import Storage, builders, persistent_loader
+from ckptsurgeon.formats._rebuild import builders
+from ckptsurgeon.formats._tensors import Storage, persistent_loader
 from ckptsurgeon.formats._zip import BadZip, Member, read_directory
 from ckptsurgeon.limits import Limits
 from ckptsurgeon.sources import Deflate, File
@@ -33,7 +34,7 @@ def problems(ckpt: Checkpoint) -> list[Problem]:
     return [
         Problem(f"torch files have no dtype {ref.dtype}: {key!r} {list(ref.shape)}; write safetensors", key=key)
         for key, ref in ckpt.items()
-        if ref.dtype.bits < 8
+        if ref.dtype.bits < 8 and ref.dtype.name != "float4_e2m1"
     ]
 
 

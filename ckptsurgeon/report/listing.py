@@ -11,7 +11,7 @@ from ckptsurgeon import formats
 from ckptsurgeon.checkpoint import Checkpoint
 from ckptsurgeon.formats import Document
 from ckptsurgeon.report._text import columns, plural, shown, size
-from ckptsurgeon.tensor import TensorRef
+from ckptsurgeon.tensor import Quantizer, TensorRef
 
 if TYPE_CHECKING:
     from ckptsurgeon.stats import Stats
@@ -36,15 +36,30 @@ def figures(ckpt: Checkpoint, keys: list[str]) -> dict[str, Stats]:
 def text(ckpt: Checkpoint, keys: list[str], more: int, stats: Mapping[str, Stats] | None) -> str:
     """A row for each key, then what the file is as a whole."""
     head = ["key", "dtype", "shape", "bytes"]
-    rows = [head + (["min", "max", "mean", "std", "nan", "inf"] if stats is not None else [])]
+    rows = [[*head, *(["min", "max", "mean", "std", "nan", "inf"] if stats is not None else []), ""]]
     for key in keys:
         ref = ckpt[key]
         row = [shown(key), ref.dtype.name, str(list(ref.shape)), f"{ref.nbytes:,}"]
-        rows.append(row + (_figures(stats[key]) if stats is not None else []))
-    lines = columns(rows, right=frozenset(range(3, len(rows[0])))) if keys else []
+        rows.append([*row, *(_figures(stats[key]) if stats is not None else []), shown(remark(ref))])
+    lines = columns(rows, right=frozenset(range(3, len(rows[0]) - 1))) if keys else []
     if more:
         lines.append(f"… and {plural(more, 'more key')} (--limit)")
     return "\n".join([*lines, *([""] if lines else []), *_summary(ckpt)])
+
+
+def remark(ref: TensorRef) -> str:
+    """What else there is to say of a tensor: what it is to its model, and what kind of tensor."""
+    words = [ref.role] if ref.role == "buffer" else []
+    if ref.stored is not None and ref.stored.frozen:
+        words.append("frozen parameter")
+    if ref.absent is not None:
+        words.append(f"{ref.absent}; its bytes are not here")
+    found = ref.quantizer
+    if found is not None and found.axis is None:
+        words.append(f"scale {found.scale:.4g}, zero point {found.zero_point}")
+    elif found is not None:
+        words.append(f"a scale and a zero point for each index of dimension {found.axis}")
+    return ", ".join(words)
 
 
 def _figures(stats: Stats) -> list[str]:
@@ -79,10 +94,24 @@ def tensor(key: str, ref: TensorRef) -> dict[str, Any]:
         "shape": list(ref.shape),
         "numel": ref.numel,
         "nbytes": ref.nbytes,
+        "role": ref.role,
     }
     if ref.stored is not None:
         entry["device"], entry["storage_nbytes"] = ref.stored.device, ref.stored.nbytes
+        if ref.role == "parameter":
+            entry["requires_grad"] = not ref.stored.frozen
+    if ref.absent is not None:
+        entry["absent"] = ref.absent
+    if ref.quantizer is not None:
+        entry["quantizer"] = _quantizer(ref.quantizer)
     return entry
+
+
+def _quantizer(found: Quantizer) -> dict[str, Any]:
+    made: dict[str, Any] = {"scheme": found.scheme.removeprefix("torch."), "axis": found.axis}
+    if found.axis is None:
+        made |= {"scale": found.scale, "zero_point": found.zero_point}
+    return made
 
 
 def data(ckpt: Checkpoint, keys: list[str], more: int, stats: Mapping[str, Stats] | None) -> dict[str, Any]:

@@ -117,6 +117,10 @@ def _interesting(value: Any) -> bool:
 
 def _tensor(ref: TensorRef) -> str:
     text = f"{ref.dtype.name} {list(ref.shape)}"
+    if ref.absent is not None:
+        text += f" ({shown(ref.absent)})"
+    if ref.quantizer is not None:
+        text += f", quantised ({shown(ref.quantizer.scheme.removeprefix('torch.'))})"
     if ref.stored is not None:
         if ref.stored.device != "cpu":
             text += f" on {shown(ref.stored.device)}"
