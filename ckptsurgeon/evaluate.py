@@ -10,6 +10,7 @@ import os
 import warnings
 import zlib
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from ckptsurgeon.errors import InputError
@@ -141,8 +142,39 @@ def _extent(extent: Extent, spec: TensorSpec, size: int) -> Iterator[memoryview]
     descriptor = extent.file.open()
     try:
         unit = spec.dtype.swap_unit if extent.byteorder == "big" else 1
-        for block in _ordered(descriptor, extent, spec, size):
+        for block in _checked(_ordered(descriptor, extent, spec, size), extent):
             yield _swapped(block, unit) if unit > 1 else block
+    finally:
+        os.close(descriptor)
+
+
+def _checked(parts: Iterator[memoryview], extent: Extent) -> Iterator[memoryview]:
+    """The same bytes, held against the checksum of their record when they are all of it.
+
+    What was yielded before the last byte is not yet proven: a writer publishes nothing until the end.
+    """
+    record = extent.record
+    if record is None or record.crc is None or not extent.is_whole:
+        yield from parts
+        return
+    crc = 0
+    for block in parts:
+        crc = zlib.crc32(block, crc)
+        yield block
+    if crc != record.crc:
+        raise InputError(f"the record {record.name} does not have its checksum: it is damaged", path=extent.path)
+
+
+def check_record(extent: Extent, size: int = BLOCK) -> None:
+    """Read the whole record that an extent is a part of; InputError when it is damaged."""
+    record = extent.record
+    if record is None or record.crc is None:
+        return
+    whole = replace(extent, offset=record.offset, nbytes=record.nbytes, strides=None, byteorder="little")
+    descriptor = extent.file.open()
+    try:
+        for _ in _checked(_contiguous(descriptor, whole, size), whole):
+            pass
     finally:
         os.close(descriptor)
 
@@ -155,39 +187,59 @@ def _swapped(block: memoryview, unit: int) -> memoryview:
 
 def _ordered(descriptor: int, extent: Extent, spec: TensorSpec, size: int) -> Iterator[memoryview]:
     """The elements in order, contiguous, in the byte order of the file."""
-    if extent.codec is not None:
-        data = _inflated(descriptor, extent, extent.codec)
-        if extent.strides is None:
-            yield memoryview(data)
-        else:
-            yield _gathered(data, spec.shape, extent.strides, spec.dtype.itemsize)
-    elif extent.strides is None:
-        step = max(16, size - size % 16)
-        for start in range(0, extent.nbytes, step):
-            count = min(step, extent.nbytes - start)
-            yield memoryview(read_exactly(descriptor, count, extent.offset + start, extent.path))
+    if extent.strides is None:
+        yield from _contiguous(descriptor, extent, size)
+    elif extent.codec is not None:
+        data = b"".join(_inflated(descriptor, extent, extent.codec, size))
+        yield _gathered(data, spec.shape, extent.strides, spec.dtype.itemsize)
     else:
         yield from _strided(descriptor, extent, spec, size)
 
 
-def _inflated(descriptor: int, extent: Extent, codec: Deflate) -> bytes:
-    """The extent's bytes out of a compressed member, which is inflated no further than needed."""
-    inflate, out, skip = zlib.decompressobj(-15), bytearray(), extent.offset
+def _contiguous(descriptor: int, extent: Extent, size: int) -> Iterator[memoryview]:
+    if extent.codec is not None:
+        yield from _whole_elements(_inflated(descriptor, extent, extent.codec, size))
+        return
+    step = max(16, size - size % 16)
+    for start in range(0, extent.nbytes, step):
+        count = min(step, extent.nbytes - start)
+        yield memoryview(read_exactly(descriptor, count, extent.offset + start, extent.path))
+
+
+def _whole_elements(parts: Iterator[memoryview]) -> Iterator[memoryview]:
+    """The same bytes, cut where elements of every size end: a decompressor stops anywhere."""
+    rest = b""
+    for part in parts:
+        data = rest + bytes(part) if rest else part
+        cut = len(data) - len(data) % 16
+        rest = bytes(data[cut:])
+        if cut:
+            yield memoryview(data)[:cut]
+    if rest:
+        yield memoryview(rest)
+
+
+def _inflated(descriptor: int, extent: Extent, codec: Deflate, size: int) -> Iterator[memoryview]:
+    """The extent's bytes out of a compressed member, block by block and no further than needed."""
+    inflate, skip, wanted = zlib.decompressobj(-15), extent.offset, extent.nbytes
     at, left = codec.start, codec.nbytes
-    while len(out) < skip + extent.nbytes:
+    while wanted:
         if inflate.unconsumed_tail:
             packed: bytes | bytearray = inflate.unconsumed_tail
         elif left:
-            count = min(left, BLOCK)
+            count = min(left, size)
             packed = read_exactly(descriptor, count, at, extent.path)
             at, left = at + count, left - count
         else:
             raise InputError("a compressed record is shorter than the archive says", path=extent.path)
         try:
-            out += inflate.decompress(packed, skip + extent.nbytes - len(out))
+            data = inflate.decompress(packed, min(size, skip + wanted))
         except zlib.error as error:
             raise InputError(f"a compressed record is damaged ({error})", path=extent.path) from error
-    return bytes(out[skip : skip + extent.nbytes])
+        skipped = min(skip, len(data))
+        skip, wanted = skip - skipped, wanted - (len(data) - skipped)
+        if len(data) > skipped:
+            yield memoryview(data)[skipped:]
 
 
 def _strided(descriptor: int, extent: Extent, spec: TensorSpec, size: int) -> Iterator[memoryview]:

@@ -58,12 +58,24 @@ class Deflate:
 
 
 @dataclass(frozen=True, slots=True)
+class Record:
+    """The stretch of a file that holds one whole storage: `nbytes` from byte `offset`, with the
+    CRC-32 of them where the file has one.  In a compressed member `offset` is 0."""
+
+    name: str
+    offset: int
+    nbytes: int
+    crc: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Extent:
     """Bytes in a file.
 
     `offset` is the byte of the first element, `nbytes` the span up to the end of the last one.
     `strides` are in elements; None means that the elements lie contiguous and in order.
-    With a `Deflate` codec, `offset` counts inside the inflated member.
+    With a `Deflate` codec, `offset` counts inside the inflated member.  `record` is the storage
+    of which they are a part, where the format has storages.
     """
 
     file: File
@@ -72,10 +84,19 @@ class Extent:
     strides: tuple[int, ...] | None = None
     byteorder: Literal["little", "big"] = "little"
     codec: Deflate | None = None
+    record: Record | None = None
 
     @property
     def path(self) -> str:
         return self.file.path
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether this is a whole record, read from its first byte to its last."""
+        record = self.record
+        return (
+            record is not None and self.strides is None and (self.offset, self.nbytes) == (record.offset, record.nbytes)
+        )
 
 
 @dataclass(frozen=True)

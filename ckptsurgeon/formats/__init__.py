@@ -139,14 +139,15 @@ def layout(ckpt: Checkpoint, format: Format, keep_extras: bool = False) -> tuple
     check_extras(ckpt.extras if keep_extras else None, format)
     plain = {key: replace(ref, stored=None) for key, ref in ckpt.items()}  # a state dict's are no parameters
     state = _tree.StateDict(plain, ckpt.versions)
+    keys = {id(ref): key for refs in (ckpt, plain) for key, ref in refs.items()}
     if not keep_extras or not ckpt.extras:
-        return format.layout(ckpt, _cleaned(state)), []
+        return replace(format.layout(ckpt, _cleaned(state)), keys=keys), []
     from ckptsurgeon.formats import _pickler
 
     select, place = _place(ckpt)
     placed, opened = _tree.insert(ckpt.extras, select, place, state)
     root, lost = _pickler.cleaned(placed)
-    return format.layout(ckpt, root), [*opened, *lost]
+    return replace(format.layout(ckpt, root), keys=keys), [*opened, *lost]
 
 
 def _cleaned(state: _tree.StateDict) -> _tree.StateDict:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from ckptsurgeon.tensor import TensorRef
 
@@ -17,12 +17,14 @@ class Layout:
 
     `patches`, where a format stores checksums, is called with the CRC-32 of every tensor part
     once all are written, and gives the places of the finished header that depend on them.  `notes`
-    say what the format made of tensors that it cannot hold as they are.
+    say what the format made of tensors that it cannot hold as they are; `keys` are the names of
+    tensor parts by their `id`, for errors.
     """
 
     parts: tuple[bytes | TensorRef, ...]
     patches: Patches | None = None
     notes: tuple[str, ...] = ()
+    keys: Mapping[int, str] = field(default_factory=dict)
 
     @property
     def nbytes(self) -> int:

@@ -7,14 +7,14 @@ Source: `torch/serialization.py`.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from ckptsurgeon.dtypes import DTYPES, DType
 from ckptsurgeon.formats._plain import BadRecord
 from ckptsurgeon.inert import Opaque
 from ckptsurgeon.limits import Limits
-from ckptsurgeon.sources import Deflate, Extent, File, is_contiguous, span
+from ckptsurgeon.sources import Deflate, Extent, File, Record, is_contiguous, span
 from ckptsurgeon.tensor import Stored, TensorRef, TensorSpec
 
 _STORAGE_TYPES = {
@@ -49,6 +49,7 @@ class Storage:
     device: str
     byteorder: Literal["little", "big"] = "little"
     codec: Deflate | None = None
+    record: Record | None = None
 
 
 def storage_dtype(kind: Any) -> DType:
@@ -102,6 +103,7 @@ def view(storage: Storage, dtype: DType, offset: Any, shape: Any, strides: Any, 
         None if not used or is_contiguous(shape, strides) else strides,
         storage.byteorder,
         storage.codec,
+        storage.record,
     )
     return TensorRef(spec, extent, Stored(storage.device, storage.nbytes))
 
@@ -110,7 +112,7 @@ def storage_tensor(storage: Storage) -> TensorRef:
     """A storage that stands by itself, as the tensor of one dimension that it holds."""
     item = storage.dtype.itemsize
     spec = TensorSpec(storage.dtype.plain, (storage.nbytes // item,))
-    extent = Extent(storage.file, storage.offset, spec.nbytes, None, storage.byteorder, storage.codec)
+    extent = Extent(storage.file, storage.offset, spec.nbytes, None, storage.byteorder, storage.codec, storage.record)
     return TensorRef(spec, extent, Stored(storage.device, storage.nbytes))
 
 
@@ -154,4 +156,4 @@ def _part(storage: Storage, metadata: Any) -> Storage:
     start, size = count(metadata[1], "a view offset") * item, count(metadata[2], "a view size") * item
     if start + size > storage.nbytes:
         raise BadRecord(f"a storage view of bytes {start}–{start + size} of {storage.nbytes}")
-    return Storage(storage.file, storage.offset + start, size, storage.dtype, storage.device, storage.byteorder)
+    return replace(storage, offset=storage.offset + start, nbytes=size)

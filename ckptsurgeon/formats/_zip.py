@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ckptsurgeon.limits import Limits
 
@@ -30,13 +30,14 @@ class BadZip(Exception):
 @dataclass(frozen=True, slots=True)
 class Member:
     """One member: `offset` is the first byte of its data, `size` its bytes, `packed` what they
-    take in the file; `deflated` tells whether the two differ in kind."""
+    take in the file; `deflated` tells whether the two differ in kind.  `crc` is None in archives
+    whose every checksum is zero: torch can be told to leave them out."""
 
     name: str
     offset: int
     size: int
     packed: int
-    crc: int
+    crc: int | None
     deflated: bool
 
 
@@ -58,6 +59,8 @@ def read_directory(descriptor: int, size: int, limits: Limits) -> dict[str, Memb
     if at != length:
         raise BadZip(f"{length - at} bytes are left in the directory after its {entries} entries")
     _tile(spans, start)
+    if not any(member.crc for member in members.values()):
+        return {name: replace(member, crc=None) for name, member in members.items()}
     return members
 
 

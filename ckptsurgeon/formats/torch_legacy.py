@@ -20,7 +20,7 @@ from ckptsurgeon.formats._plain import BadRecord
 from ckptsurgeon.formats._rebuild import builders
 from ckptsurgeon.formats._tensors import Storage, persistent_loader
 from ckptsurgeon.limits import Limits
-from ckptsurgeon.sources import File
+from ckptsurgeon.sources import File, Record
 
 NAME = "torch-legacy"
 _MAGIC = 0x1950A86A20F9469CFC6C
@@ -77,7 +77,9 @@ def _parse(file: File, descriptor: int, data: bytes, limits: Limits) -> Any:
     def place(key: str, dtype: DType, elements: int, device: str) -> Storage:
         if key not in offsets:
             raise BadRecord(f"the storage {key!r} is missing from the file")
-        return Storage(file, offsets[key], elements * dtype.itemsize, dtype, device)
+        nbytes = elements * dtype.itemsize
+        record = Record(f"storage {key}", offsets[key], nbytes)
+        return Storage(file, offsets[key], nbytes, dtype, device, record=record)
 
     return _load(data, start, place, limits)[0]
 

@@ -24,7 +24,7 @@ from ckptsurgeon.formats._rebuild import builders
 from ckptsurgeon.formats._tensors import Storage, persistent_loader
 from ckptsurgeon.formats._zip import BadZip, Member, read_directory
 from ckptsurgeon.limits import Limits
-from ckptsurgeon.sources import Deflate, File
+from ckptsurgeon.sources import Deflate, File, Record
 
 NAME = "torch-zip"
 
@@ -98,7 +98,7 @@ def _content(member: Member, descriptor: int, file: File, limits: Limits) -> byt
             raise InputError(f"{member.name} is damaged ({error})", path=file.path) from None
     if len(data) != member.size:
         raise InputError(f"{member.name} has other bytes than its directory says", path=file.path)
-    if member.crc and zlib.crc32(data) != member.crc:
+    if member.crc is not None and zlib.crc32(data) != member.crc:
         raise InputError(f"{member.name} does not have its checksum", path=file.path)
     return data
 
@@ -133,6 +133,6 @@ def _locate(
         raise BadRecord(f"the storage {key!r} is missing from the archive")
     if member.size != nbytes:
         raise BadRecord(f"the storage {key!r} has {member.size} bytes, the pickle says {nbytes}")
-    if member.deflated:
-        return Storage(file, 0, nbytes, dtype, device, byteorder, Deflate(member.offset, member.packed))
-    return Storage(file, member.offset, nbytes, dtype, device, byteorder)
+    begin = 0 if member.deflated else member.offset
+    codec = Deflate(member.offset, member.packed) if member.deflated else None
+    return Storage(file, begin, nbytes, dtype, device, byteorder, codec, Record(member.name, begin, nbytes, member.crc))

@@ -49,7 +49,7 @@ def text(ckpt: Checkpoint, keys: list[str], more: int, stats: Mapping[str, Stats
 
 def remark(ref: TensorRef) -> str:
     """What else there is to say of a tensor: what it is to its model, and what kind of tensor."""
-    words = [ref.role] if ref.role == "buffer" else []
+    words: list[str] = ["buffer"] if ref.role == "buffer" else []
     if ref.stored is not None and ref.stored.frozen:
         words.append("frozen parameter")
     if ref.absent is not None:

@@ -13,8 +13,10 @@ import stat
 import zlib
 from collections.abc import Callable, Iterator
 
-from ckptsurgeon.errors import OutputError
+from ckptsurgeon.errors import InputError, OutputError
 from ckptsurgeon.formats import Layout
+from ckptsurgeon.stream import records
+from ckptsurgeon.tensor import TensorRef
 
 Progress = Callable[[int, int], None]
 """Called with the bytes written so far and the bytes of the whole file."""
@@ -46,6 +48,7 @@ def write(layout: Layout, path: str, *, force: bool = False, progress: Progress 
     errors of the sources come through.  Whatever happens, no partial file stays.
     """
     place = check(path, force)
+    records.prove(layout)
     beside = os.path.join(os.path.dirname(place), f".{os.path.basename(place)[:200]}.{secrets.token_hex(4)}.part")
     try:
         with _failures(path):
@@ -90,7 +93,7 @@ def _fill(descriptor: int, layout: Layout, path: str, progress: Progress | None)
             done += len(part)
             continue
         crc, size = 0, 0
-        for block in part.blocks():
+        for block in _blocks(part, layout):
             _put(descriptor, block, path)
             size += len(block)
             if layout.patches is not None:
@@ -105,6 +108,15 @@ def _fill(descriptor: int, layout: Layout, path: str, progress: Progress | None)
         with _failures(path):
             for offset, raw in layout.patches(crcs):
                 os.pwrite(descriptor, raw, offset)
+
+
+def _blocks(part: TensorRef, layout: Layout) -> Iterator[memoryview]:
+    """The bytes of a part; its errors name the key."""
+    try:
+        yield from part.blocks()
+    except InputError as error:
+        error.key = error.key or layout.keys.get(id(part))
+        raise
 
 
 def _put(descriptor: int, data: memoryview, path: str) -> None:
