@@ -28,6 +28,8 @@ class Limits:
     """… and beyond that, at most so many times as large as the storage."""
     modules: int = 1_000_000
     """Modules in one pickled model, each counted as often as it is used."""
+    index_bytes: int = 1 << 28
+    """The JSON index of a sharded checkpoint."""
     depth: int = 200
     """Nesting of containers in a file."""
 

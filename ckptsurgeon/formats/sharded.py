@@ -1,0 +1,254 @@
+"""Sharded checkpoints: an `index.json` that says which file has which tensor, over any other format.
+
+Source: `save_torch_state_dict` in huggingface_hub, `load_sharded_checkpoint` in transformers.  As
+there, the tensors come from the shards and the index is held against them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ckptsurgeon.checkpoint import Checkpoint
+from ckptsurgeon.errors import MOST_SHOWN, InputError, LimitError
+from ckptsurgeon.evaluate import read_exactly
+from ckptsurgeon.formats._document import Document
+from ckptsurgeon.limits import Limits
+from ckptsurgeon.sources import File
+from ckptsurgeon.tensor import TensorRef
+
+NAMES = ("sharded-safetensors", "sharded-torch-zip")
+_OWN = frozenset({"total_size", "total_parameters"})
+_NUMBERED = re.compile(r"(?P<stem>.+)-(?P<number>\d+)-of-(?P<count>\d+)(?P<suffix>\.\w+)")
+Open = Callable[[str], Document]
+
+
+@dataclass(frozen=True)
+class Index:
+    """What an `index.json` says: key → file name, and its own metadata."""
+
+    path: str
+    weight_map: Mapping[str, str]
+    metadata: Mapping[str, Any]
+
+
+def sniff(head: bytes) -> bool:
+    """Whether a file that begins like this is a JSON object."""
+    return head.lstrip()[:1] == b"{"
+
+
+def read(file: File, descriptor: int, limits: Limits, open_shard: Open) -> Document:
+    """The tensors of all shards that the index names; InputError where they disagree."""
+    index = read_index(file, descriptor, limits)
+    folder = os.path.dirname(file.path)
+    names = sorted(set(index.weight_map.values()))
+    absent = [name for name in names if not os.path.exists(os.path.join(folder, name))]
+    if absent:
+        raise InputError(
+            f"names {_shards(absent)} not there: {_listed(absent)}",
+            path=file.path,
+            key=next(key for key, name in index.weight_map.items() if name == absent[0]),
+            hint="download or copy them beside it",
+        )
+    made = _Assembled(file.path)
+    for name in names:
+        made.add(name, _state(open_shard, os.path.join(folder, name)))
+    made.compare(index)
+    return made.document()
+
+
+def read_index(file: File, descriptor: int, limits: Limits) -> Index:
+    """The index alone; InputError when it is JSON of another kind, or names files outside of its folder."""
+    if file.size > limits.index_bytes:
+        raise LimitError(f"JSON of {file.size} bytes, over the limit of {limits.index_bytes}", path=file.path)
+    try:
+        found = json.loads(bytes(read_exactly(descriptor, file.size, 0, file.path)), object_pairs_hook=_unique)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"damaged JSON: {error}", path=file.path) from None
+    weight_map = found.get("weight_map") if isinstance(found, dict) else None
+    if not isinstance(weight_map, dict):
+        raise InputError("is JSON text, no checkpoint: an index of shards has a `weight_map`", path=file.path)
+    for key, name in weight_map.items():
+        if not isinstance(name, str) or not _is_inside(name):
+            raise InputError(f"names {name!r}, which is no file in its own folder", path=file.path, key=key)
+    metadata = found.get("metadata")
+    return Index(file.path, weight_map, metadata if isinstance(metadata, dict) else {})
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    made = dict(pairs)
+    if len(made) != len(pairs):
+        names = [key for key, _ in pairs]
+        raise ValueError(f"the key {next(key for key in names if names.count(key) > 1)!r} stands twice")
+    return made
+
+
+def _is_inside(name: str) -> bool:
+    """Whether a name stays in the folder; links are followed, since caches are made of them."""
+    parts = name.replace("\\", "/").split("/")
+    return bool(name) and "\0" not in name and not os.path.isabs(name) and not {"", ".", ".."} & set(parts)
+
+
+def _state(open_shard: Open, path: str) -> tuple[Document, Checkpoint]:
+    document = open_shard(path)
+    if document.format in NAMES:
+        raise InputError("is an index among the shards of another one", path=path)
+    return document, document.checkpoint()
+
+
+class _Assembled:
+    """Shards put together, with everything that is wrong about them."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.tensors: dict[str, TensorRef] = {}
+        self.shard_of: dict[str, str] = {}
+        self.shards: dict[str, Checkpoint] = {}
+        self.format = ""
+        self.metadata: dict[str, str] = {}
+        self.versions: dict[str, Any] = {}
+        self.rest: dict[Any, Any] = {}
+        self.wrong: list[tuple[str, str]] = []
+
+    def add(self, name: str, opened: tuple[Document, Checkpoint]) -> None:
+        document, ckpt = opened
+        self.shards[name] = ckpt
+        self.format = self.format or document.format
+        for key, ref in ckpt.items():
+            if key in self.tensors:
+                self.wrong.append((key, f"{key!r} stands in {self.shard_of[key]} and in {name}"))
+            else:
+                self.tensors[key], self.shard_of[key] = ref, name
+        self.metadata = {**ckpt.metadata, **self.metadata}
+        self.versions.update(ckpt.versions)
+        if isinstance(ckpt.extras, dict):
+            self.rest.update(ckpt.extras)
+
+    def compare(self, index: Index) -> None:
+        for key, name in index.weight_map.items():
+            if key not in self.shards[name]:
+                where = self.shard_of.get(key)
+                found = f"it is in {where}" if where else "no shard has it"
+                self.wrong.append((key, f"the index says that {key!r} is in {name}, but {found}"))
+        texts = {k: v for k, v in index.metadata.items() if k not in _OWN and isinstance(v, str)}
+        self.metadata = {**texts, **self.metadata}
+        odd = _of_another_dtype(index, self.shards)
+        if odd is not None:
+            self.wrong.append(odd)
+        self.fail()
+
+    def fail(self) -> None:
+        """InputError with everything that is wrong, if anything is."""
+        if self.wrong:
+            words = "; ".join(text for _, text in self.wrong[:MOST_SHOWN])
+            more = len(self.wrong) - MOST_SHOWN
+            raise InputError(
+                f"the shards do not fit together: {words}" + (f"; and {more} more" if more > 0 else ""), path=self.path
+            )
+
+    def document(self) -> Document:
+        root: OrderedDict[Any, Any] = OrderedDict(self.tensors)
+        root.update({key: value for key, value in self.rest.items() if key not in root})
+        if self.versions:
+            root._metadata = self.versions  # type: ignore[attr-defined]
+        return Document(self.path, f"sharded-{self.format}", root, self.metadata)
+
+
+def _of_another_dtype(index: Index, shards: Mapping[str, Checkpoint]) -> tuple[str, str] | None:
+    """A shard that must have had another element size when the index was written.
+
+    The index has one number, the bytes of all tensors.  It is often stale (the whole model was
+    cast afterwards, or ties were counted twice), which harms nobody; but where another element size
+    in some of the shards, and not in all, gives exactly that number, they are not of one piece.
+    """
+    total = index.metadata.get("total_size")
+    have = sum(ckpt.nbytes for ckpt in shards.values())
+    if type(total) not in (int, float) or int(total) == have:
+        return None
+    by_dtype: dict[str, list[str]] = {}
+    for name, ckpt in shards.items():
+        numel = {dtype: sum(ref.numel for ref in ckpt.values() if ref.dtype == dtype) for dtype in _floats(ckpt)}
+        if numel:
+            by_dtype.setdefault(max(numel, key=lambda dtype: numel[dtype]).name, []).append(name)
+    if len(by_dtype) < 2:
+        return None
+    for dtype, names in by_dtype.items():
+        refs = [(key, ref) for name in names for key, ref in shards[name].items() if ref.dtype.name == dtype]
+        numel_here, size = sum(ref.numel for _, ref in refs), refs[0][1].dtype.itemsize
+        for other in (1, 2, 4, 8):
+            if other != size and have + numel_here * (other - size) == int(total):
+                what = f"{_listed(names)} holds {dtype}, {size} bytes each, where the index counts {other} (from {refs[0][0]!r} on)"
+                return refs[0][0], what
+    return None
+
+
+def _floats(ckpt: Checkpoint) -> set[Any]:
+    return {ref.dtype for ref in ckpt.values() if ref.dtype.kind == "float" and ref.dtype.bits >= 8}
+
+
+def unindexed(path: str, names: Iterable[str], open_shard: Open) -> Document:
+    """Shards that are numbered (`NAME-00001-of-00002`), without an index."""
+    made = _Assembled(path)
+    for name in names:
+        made.add(name, _state(open_shard, os.path.join(path, name)))
+    made.fail()
+    return made.document()
+
+
+def numbered(names: Iterable[str]) -> dict[tuple[str, str, int], dict[int, str]]:
+    """Names of shards by stem, suffix and count, each group by number."""
+    groups: dict[tuple[str, str, int], dict[int, str]] = {}
+    for name in sorted(names):
+        found = _NUMBERED.fullmatch(name)
+        if found is not None:
+            stem = (found["stem"], found["suffix"], int(found["count"]))
+            groups.setdefault(stem, {})[int(found["number"])] = name
+    return groups
+
+
+def split(ckpt: Checkpoint, size: int) -> list[Checkpoint]:
+    """The checkpoint in parts of at most `size` bytes, in order; a tensor that is larger has its own.
+
+    Names that share their storage stay together, so that a format with ties keeps them.
+    """
+    parts: list[dict[str, TensorRef]] = [{}]
+    used = 0
+    place: dict[Hashable, int] = {}
+    for key, ref in ckpt.items():
+        shared = place.get(ref.tie) if ref.tie is not None else None
+        if shared is not None:
+            parts[shared][key] = ref
+            continue
+        if parts[-1] and used + ref.nbytes > size:
+            parts.append({})
+            used = 0
+        parts[-1][key] = ref
+        used += ref.nbytes
+        if ref.tie is not None:
+            place[ref.tie] = len(parts) - 1
+    return [ckpt.replace(tensors=part) for part in parts]
+
+
+def index_bytes(weight_map: Mapping[str, str], total: int) -> bytes:
+    """The text of an `index.json`."""
+    return (json.dumps({"metadata": {"total_size": total}, "weight_map": dict(weight_map)}, indent=2) + "\n").encode()
+
+
+def shard_names(index: str, count: int) -> list[str]:
+    """The names of `count` shards beside an index of this name (`model.safetensors.index.json`)."""
+    stem, suffix = os.path.splitext(index.removesuffix(".index.json"))
+    return [f"{stem}-{i + 1:05}-of-{count:05}{suffix or '.safetensors'}" for i in range(count)]
+
+
+def _shards(names: list[str]) -> str:
+    return "1 shard that is" if len(names) == 1 else f"{len(names)} shards that are"
+
+
+def _listed(names: list[str]) -> str:
+    more = len(names) - MOST_SHOWN
+    return ", ".join(names[:MOST_SHOWN]) + (f" and {more} more" if more > 0 else "")
