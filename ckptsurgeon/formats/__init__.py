@@ -14,10 +14,10 @@ from typing import Any
 
 from ckptsurgeon.checkpoint import Checkpoint, Step
 from ckptsurgeon.errors import InputError, Problem, UsageError
-from ckptsurgeon.evaluate import read_exactly
 from ckptsurgeon.formats import _foreign, _tree, safetensors, torch_legacy, torch_zip
 from ckptsurgeon.formats._document import Document
 from ckptsurgeon.formats._layout import Layout
+from ckptsurgeon.formats._probe import Probe
 from ckptsurgeon.formats._tree import Candidate
 from ckptsurgeon.limits import DEFAULT, Limits
 from ckptsurgeon.sources import File
@@ -37,21 +37,20 @@ __all__ = [
     "writer_for",
 ]
 
-_HEAD = 4096
-
 
 @dataclass(frozen=True)
 class Format:
     """One kind of file.
 
-    `sniff` sees the first 4 KiB; `read` makes the Document; `suffixes` are what an output of
-    this kind is called (none: it is only read); `problems` says what the kind cannot hold, and
-    `layout` lays out a file of it; `extras` tells whether it holds more than tensors.
+    `sniff` looks at the beginning, or at an archive's directory; `read` makes the Document;
+    `suffixes` are what an output of this kind is called (none: it is only read); `problems` says
+    what the kind cannot hold, and `layout` lays out a file of it; `extras` tells whether it holds
+    more than tensors.
     """
 
     name: str
-    sniff: Callable[[bytes], bool]
-    read: Callable[[File, int, Limits], Document]
+    sniff: Callable[[Probe], bool]
+    read: Callable[[Probe], Document]
     suffixes: tuple[str, ...] = ()
     extras: bool = False
     problems: Callable[[Checkpoint], list[Problem]] = lambda ckpt: []
@@ -88,12 +87,12 @@ def inspect(path: str | os.PathLike[str], limits: Limits = DEFAULT) -> Document:
     name = os.fspath(path)
     descriptor = _open(name)
     try:
-        file = File.of(name, os.fstat(descriptor))
-        head = bytes(read_exactly(descriptor, min(_HEAD, file.size), 0, name))
+        probe = Probe.of(File.of(name, os.fstat(descriptor)), descriptor, limits)
         for format in FORMATS:
-            if format.sniff(head):
-                return format.read(file, descriptor, limits)
-        raise InputError(_foreign.describe(head, file.size), path=name, hint=f"readable are {_kinds()}")
+            if format.sniff(probe):
+                return format.read(probe)
+        cause, hint = _foreign.describe(probe)
+        raise InputError(cause, path=name, hint=hint or f"readable are {_kinds()}")
     finally:
         os.close(descriptor)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from ckptsurgeon.formats._probe import Probe
+
 _BEGINNINGS: tuple[tuple[bytes, str], ...] = (
     (b"version https://git-lfs", "a Git LFS pointer instead of the file (`git lfs pull` fetches it)"),
     (b"\x1f\x8b", "a gzip archive; unpack it first"),
@@ -19,10 +21,16 @@ _BEGINNINGS: tuple[tuple[bytes, str], ...] = (
 )
 
 
-def describe(head: bytes, size: int) -> str:
+def describe(probe: Probe) -> tuple[str, str | None]:
+    return _describe(probe.head, probe.file.size), None
+
+
+def _describe(head: bytes, size: int) -> str:
     """What a file that begins with `head` and has `size` bytes seems to be."""
     if not size:
         return "the file is empty"
+    if head[:2] == b"PK":
+        return "a zip archive, but no torch checkpoint: no data.pkl"
     for beginning, words in _BEGINNINGS:
         if head.startswith(beginning):
             return f"is {words}, no checkpoint"
