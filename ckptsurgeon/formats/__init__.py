@@ -14,7 +14,7 @@ from typing import Any
 
 from ckptsurgeon.checkpoint import Checkpoint, Step
 from ckptsurgeon.errors import InputError, Problem, UsageError
-from ckptsurgeon.formats import _foreign, _tree, safetensors, torch_legacy, torch_zip
+from ckptsurgeon.formats import _foreign, _tree, safetensors, torch_legacy, torch_zip, torchscript
 from ckptsurgeon.formats._document import Document
 from ckptsurgeon.formats._layout import Layout
 from ckptsurgeon.formats._probe import Probe
@@ -66,6 +66,7 @@ FORMATS: tuple[Format, ...] = (
         problems=safetensors.problems,
         layout=safetensors.layout,
     ),
+    Format(torchscript.NAME, torchscript.sniff, torchscript.read),
     Format(
         torch_zip.NAME,
         torch_zip.sniff,
