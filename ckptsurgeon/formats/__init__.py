@@ -14,7 +14,16 @@ from typing import Any
 
 from ckptsurgeon.checkpoint import Checkpoint, Step
 from ckptsurgeon.errors import InputError, Problem, UsageError
-from ckptsurgeon.formats import _foreign, _tree, safetensors, torch_legacy, torch_zip, torchscript
+from ckptsurgeon.formats import (
+    _foreign,
+    _tree,
+    safetensors,
+    torch_legacy,
+    torch_package,
+    torch_tar,
+    torch_zip,
+    torchscript,
+)
 from ckptsurgeon.formats._document import Document
 from ckptsurgeon.formats._layout import Layout
 from ckptsurgeon.formats._probe import Probe
@@ -66,6 +75,7 @@ FORMATS: tuple[Format, ...] = (
         problems=safetensors.problems,
         layout=safetensors.layout,
     ),
+    Format(torch_package.NAME, torch_package.sniff, torch_package.read),
     Format(torchscript.NAME, torchscript.sniff, torchscript.read),
     Format(
         torch_zip.NAME,
@@ -77,6 +87,7 @@ FORMATS: tuple[Format, ...] = (
         layout=torch_zip.layout,
     ),
     Format(torch_legacy.NAME, torch_legacy.sniff, torch_legacy.read),
+    Format(torch_tar.NAME, torch_tar.sniff, torch_tar.read),
 )
 
 

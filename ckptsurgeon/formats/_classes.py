@@ -65,7 +65,8 @@ def _declared(name: str, base: str, text: str, at: int) -> Class:
                 raise BadRecord(f"the class {name!r} has two attributes {slot!r}")
             slots[slot] = kind
     parameters = frozenset(lists.get("__parameters__", ()))
-    # Before torch 1.6 nothing marked buffers: they were the tensors that are no parameters.
+    # Before torch 1.6 nothing marked buffers: they were all tensors that are no parameters.  Since
+    # 1.8 torch loads such an archive without them, and so without the statistics of its norms.
     unmarked = (slot for slot, kind in slots.items() if kind == "Tensor")
     buffers = frozenset(lists.get("__buffers__", unmarked)) - parameters
     return Class(base, slots, parameters, buffers)
