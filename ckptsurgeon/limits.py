@@ -18,6 +18,8 @@ class Limits:
     """The pickle of a torch file, without its tensors."""
     opcodes: int = 200_000_000
     """Steps of one pickle."""
+    code_bytes: int = 128 << 20
+    """The code of a TorchScript archive, as far as its classes are looked up."""
     archive_members: int = 20_000_000
     """Members of one zip archive."""
     dimensions: int = 64

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import torch
 
     from ckptsurgeon.differ import Diff
+    from ckptsurgeon.formats import Tied
     from ckptsurgeon.plans import Mismatched, Missing, Plan, Unexpected
     from ckptsurgeon.rules import Recipe, Rule
     from ckptsurgeon.stream import Progress
@@ -147,10 +148,21 @@ def as_dtype(dtype: str | DType | None) -> DType | None:
         raise UsageError(str(error)) from None
 
 
+class SaveOptions(TypedDict, total=False):
+    """The options of `save`, which every verb that writes takes too."""
+
+    keep_extras: bool
+    shard_size: int | str | None
+    tied: Tied
+    force: bool
+    progress: Progress | None
+
+
 @dataclass(frozen=True)
 class Written:
     """What was written: the file, its size in bytes, its format, how many tensors are in it, the
-    plan that made it, the extras that were to be kept and could not be, and warnings."""
+    plan that made it, the extras that were to be kept and could not be, warnings, and all files
+    when there are several (`path` is the index of shards then)."""
 
     path: str
     nbytes: int
@@ -159,6 +171,7 @@ class Written:
     plan: Plan | None = None
     lost: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
+    files: tuple[str, ...] = ()
 
 
 def save(
@@ -166,13 +179,19 @@ def save(
     path: Path,
     *,
     keep_extras: bool = False,
+    shard_size: int | str | None = None,
+    tied: Tied = "full",
     force: bool = False,
     progress: Progress | None = None,
 ) -> Written:
     """Write a checkpoint; the format follows the suffix of `path`.
 
     A `.pth` is the flat state dict, or with `keep_extras` the source's own object with the state
-    dict in its old place.  Raises OutputError when the file exists (without `force`) or cannot be
+    dict in its old place.  A folder (one that exists, or a name ending with `/`) gets safetensors
+    shards of at most `shard_size` (bytes, or a text such as `5GB`, which is the default) and their
+    index, `NAME.safetensors.index.json` and `NAME.bin.index.json` too.  In safetensors tied names
+    are all written, or with `tied="alias"` the first alone, and the metadata names the others.
+    Raises OutputError when the file exists (without `force`) or cannot be
     written, UsageError for an unknown suffix or extras that the format cannot hold, PlanError for
     tensors that it cannot hold.
     """
@@ -180,21 +199,23 @@ def save(
 
     if not isinstance(ckpt, Checkpoint):
         raise UsageError(f"what is saved is a Checkpoint, as cs.open or a plan makes it, not {type(ckpt).__name__}")
-    format = formats.writer_for(path)
-    problems = formats.problems(ckpt, format, keep_extras)
+    output = formats.output(path, shard_size, tied)
+    problems = formats.problems(ckpt, output, keep_extras)
     if problems:
         raise PlanError(problems)
-    laid_out, lost = formats.layout(ckpt, format, keep_extras)
-    nbytes = stream.write(laid_out, os.fspath(path), force=force, progress=progress)
-    return Written(os.fspath(path), nbytes, format.name, len(ckpt), None, tuple(lost), laid_out.notes)
+    files, lost = formats.files(ckpt, output, keep_extras)
+    kin = output.is_kin if output.format.shards else stream.no_kin
+    nbytes = stream.write(files, force=force, progress=progress, kin=kin, make_folder=output.folder)
+    names = tuple(name for name, _ in files)
+    format = output.format if len(files) > 1 else output.holder
+    notes = tuple(dict.fromkeys(note for _, layout in files for note in layout.notes))
+    return Written(names[-1], nbytes, format.name, len(ckpt), None, tuple(lost), notes, names if len(files) > 1 else ())
 
 
-def carry_out(
-    made: Plan, output: Path, *, keep_extras: bool = False, force: bool = False, progress: Progress | None = None
-) -> Written:
+def carry_out(made: Plan, output: Path, **how: Unpack[SaveOptions]) -> Written:
     """Write the result of a plan; PlanError when it has problems, else as `save`."""
-    written = save(made.check().result, output, keep_extras=keep_extras, force=force, progress=progress)
-    stale = _stale_optimizers(made) if keep_extras else []
+    written = save(made.check().result, output, **how)
+    stale = _stale_optimizers(made) if how.get("keep_extras") else []
     return replace(written, plan=made, warnings=(*made.warnings, *written.warnings, *stale))
 
 
@@ -223,6 +244,8 @@ def prepare(
     *,
     select: str | None = None,
     keep_extras: bool = False,
+    shard_size: int | str | None = None,
+    tied: Tied = "full",
     force: bool = False,
     **how: Unpack[PlanOptions],
 ) -> Plan:
@@ -235,12 +258,14 @@ def prepare(
 
     recipe = Recipe.of(rules)
     ckpt = as_checkpoint(source, select or recipe.select)
-    if output is not None:
-        formats.check_extras(ckpt.extras if keep_extras else None, formats.writer_for(output))
-        stream.check(os.fspath(output), force)
+    if output is None:
+        return plan(ckpt, recipe, to, select=select, **how)
+    place = formats.output(output, shard_size, tied)
+    formats.check_extras(ckpt.extras if keep_extras else None, place.format)
+    if not stream.is_new_folder(place.path, place.folder):
+        stream.check(place.path, force, place.is_kin if place.format.shards else stream.no_kin)
     made = plan(ckpt, recipe, to, select=select, **how)
-    problems = formats.problems(made.result, formats.writer_for(output), keep_extras) if output is not None else []
-    return replace(made, problems=(*made.problems, *problems))
+    return replace(made, problems=(*made.problems, *formats.problems(made.result, place, keep_extras)))
 
 
 def remap(
@@ -251,6 +276,8 @@ def remap(
     *,
     select: str | None = None,
     keep_extras: bool = False,
+    shard_size: int | str | None = None,
+    tied: Tied = "full",
     force: bool = False,
     progress: Progress | None = None,
     **how: Unpack[PlanOptions],
@@ -259,8 +286,14 @@ def remap(
 
     Raises PlanError with all problems, and then nothing is written.
     """
-    made = prepare(source, output, rules, to, select=select, keep_extras=keep_extras, force=force, **how)
-    return carry_out(made, output, keep_extras=keep_extras, force=force, progress=progress)
+    made = prepare(
+        source, output, rules, to,
+        select=select, keep_extras=keep_extras, shard_size=shard_size, tied=tied, force=force, **how,
+    )  # fmt: skip
+    return carry_out(
+        made, output,
+        keep_extras=keep_extras, shard_size=shard_size, tied=tied, force=force, progress=progress,
+    )  # fmt: skip
 
 
 def convert(
@@ -269,12 +302,10 @@ def convert(
     *,
     select: str | None = None,
     dtype: str | DType | None = None,
-    keep_extras: bool = False,
-    force: bool = False,
-    progress: Progress | None = None,
+    **how: Unpack[SaveOptions],
 ) -> Written:
-    """Write a checkpoint in another format or dtype: a remap without rules."""
-    return remap(source, output, select=select, dtype=dtype, keep_extras=keep_extras, force=force, progress=progress)
+    """Write a checkpoint in another format or dtype: a remap without rules; see `save` for `how`."""
+    return remap(source, output, select=select, dtype=dtype, **how)
 
 
 def recipe(path: Path | None, rules: Iterable[str | Rule] | None) -> Recipe | None:

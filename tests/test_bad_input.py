@@ -88,10 +88,10 @@ NOT_OURS = {
     "gguf": (b"GGUF" + bytes(100), "a GGUF file"),
     "pickle": (b"\x80\x04}.", "a plain Python pickle"),
     "json": (b'{"a": 1}', "JSON text"),
-    "npz": (_npz(), "a zip archive, but no torch checkpoint: no data.pkl (it holds a.npy)"),
-    "other zip": (_zip("a/b.txt"), "it holds a/b.txt"),
+    "npz": (_npz(), "is a NumPy archive (.npz), no checkpoint; read its arrays with numpy.load"),
+    "other zip": (_zip("a/b.txt"), "it holds 'a/b.txt'"),
     "two pickles": (_zip("a/data.pkl", "b/data.pkl"), "holds 2 pickles named data.pkl"),
-    "torchscript": (_zip("a/data.pkl", "a/constants.pkl"), "a TorchScript archive"),
+    "no pickle": (_zip("a/data.pkl"), "damaged a/data.pkl"),
     "a number": (_pickled(3), "holds no state dict, but a int"),
     "only numbers": (_pickled({"a": 1}), "holds no state dict, but a dict of 1 items"),
 }

@@ -27,12 +27,13 @@ def _about(path: str) -> Iterator[None]:
 @dataclass(frozen=True)
 class Document:
     """A whole file as inert data: `root` is the object it holds, `metadata` the str → str map of
-    formats that have one."""
+    formats that have one, `lacks` why a file of its kind has no state dict, where that is known."""
 
     path: str
     format: str
     root: Any
     metadata: Mapping[str, str] = field(default_factory=dict)
+    lacks: str | None = None
 
     @cached_property
     def candidates(self) -> tuple[Candidate, ...]:
@@ -61,7 +62,7 @@ class Document:
         if isinstance(self.root, dict) and not self.root:
             return self._made(Candidate((), {}, {}, {}))
         raise InputError(
-            f"holds no state dict, but {_tree.describe(self.root)}",
+            self.lacks or f"holds no state dict, but {_tree.describe(self.root)}",
             path=self.path,
             hint="look at it with `ckpt ls --tree`",
         )

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from itertools import islice
 from collections.abc import Sequence
+from itertools import islice
 
 from ckptsurgeon.errors import MOST_SHOWN, InputError
 from ckptsurgeon.formats import sharded
@@ -74,7 +74,8 @@ def _complete(path: str, groups: dict[tuple[str, str, int], dict[int, str]]) -> 
     if lacking or len(found) != count:
         words = ", ".join(map(str, lacking))
         raise InputError(
-            f"has {len(found)} of the {count} shards {stem}-*{suffix}" + (f"; number {words} is missing" if lacking else ""),
+            f"has {len(found)} of the {count} shards {stem}-*{suffix}"
+            + (f"; number {words} is missing" if lacking else ""),
             path=path,
         )
     return [found[number] for number in sorted(found)]

@@ -425,3 +425,11 @@ def describe(value: Any) -> str:
     if isinstance(value, dict | list | tuple | set):
         return f"a {type(value).__name__} of {len(value)} items"
     return f"a {type(value).__name__}"
+
+
+def summary(extras: Any) -> str:
+    """The names of the extras, for a sentence."""
+    if isinstance(extras, dict):
+        names = [str(key) for key in extras]
+        return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+    return describe(extras)

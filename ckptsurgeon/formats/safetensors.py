@@ -14,8 +14,10 @@ from ckptsurgeon.checkpoint import Checkpoint
 from ckptsurgeon.dtypes import BY_CODE, DTYPES
 from ckptsurgeon.errors import InputError, LimitError, Problem
 from ckptsurgeon.evaluate import read_exactly
+from ckptsurgeon.formats._aliases import restored
 from ckptsurgeon.formats._document import Document
 from ckptsurgeon.formats._layout import Layout
+from ckptsurgeon.formats._probe import Probe
 from ckptsurgeon.limits import Limits
 from ckptsurgeon.sources import Extent, File, Inline
 from ckptsurgeon.tensor import Quantizer, TensorRef, TensorSpec
@@ -29,13 +31,15 @@ class _Bad(Exception):
     """A header that the specification forbids (a short cause)."""
 
 
-def sniff(head: bytes) -> bool:
-    """Whether a file that begins like this has a JSON header behind a plausible length."""
+def sniff(probe: Probe) -> bool:
+    """Whether the file begins with a JSON header behind a plausible length."""
+    head = probe.head
     return len(head) >= 9 and head[8:9] == b"{" and int.from_bytes(head[:8], "little") < 1 << 40
 
 
-def read(file: File, descriptor: int, limits: Limits) -> Document:
+def read(probe: Probe) -> Document:
     """The tensors in the file; InputError when the header is not what the specification allows."""
+    file, descriptor, limits = probe.file, probe.descriptor, probe.limits
     length = int.from_bytes(read_exactly(descriptor, 8, 0, file.path), "little")
     if length > limits.safetensors_header:
         raise LimitError(f"a header of {length} bytes, over the limit of {limits.safetensors_header}", path=file.path)
@@ -51,7 +55,7 @@ def read(file: File, descriptor: int, limits: Limits) -> Document:
         _tile(tensors, 8 + length, file.size)
     except (_Bad, ValueError, RecursionError) as error:
         raise InputError(f"damaged safetensors header: {error}", path=file.path) from None
-    return Document(file.path, NAME, tensors, metadata)
+    return Document(file.path, NAME, *restored(tensors, metadata))
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -16,13 +16,12 @@ from typing import Any
 
 from ckptsurgeon.checkpoint import Checkpoint
 from ckptsurgeon.errors import MOST_SHOWN, InputError, LimitError
-from ckptsurgeon.evaluate import read_exactly
 from ckptsurgeon.formats._document import Document
-from ckptsurgeon.limits import Limits
-from ckptsurgeon.sources import File
+from ckptsurgeon.formats._probe import Probe
 from ckptsurgeon.tensor import TensorRef
 
-NAMES = ("sharded-safetensors", "sharded-torch-zip")
+SAFETENSORS, TORCH_ZIP = "sharded-safetensors", "sharded-torch-zip"
+_PREFIX = "sharded-"
 _OWN = frozenset({"total_size", "total_parameters"})
 _NUMBERED = re.compile(r"(?P<stem>.+)-(?P<number>\d+)-of-(?P<count>\d+)(?P<suffix>\.\w+)")
 Open = Callable[[str], Document]
@@ -37,14 +36,14 @@ class Index:
     metadata: Mapping[str, Any]
 
 
-def sniff(head: bytes) -> bool:
-    """Whether a file that begins like this is a JSON object."""
-    return head.lstrip()[:1] == b"{"
+def sniff(probe: Probe) -> bool:
+    """Whether a file is a JSON object."""
+    return probe.head.lstrip()[:1] == b"{"
 
 
-def read(file: File, descriptor: int, limits: Limits, open_shard: Open) -> Document:
+def read(probe: Probe, open_shard: Open) -> Document:
     """The tensors of all shards that the index names; InputError where they disagree."""
-    index = read_index(file, descriptor, limits)
+    index, file = read_index(probe), probe.file
     folder = os.path.dirname(file.path)
     names = sorted(set(index.weight_map.values()))
     absent = [name for name in names if not os.path.exists(os.path.join(folder, name))]
@@ -62,12 +61,13 @@ def read(file: File, descriptor: int, limits: Limits, open_shard: Open) -> Docum
     return made.document()
 
 
-def read_index(file: File, descriptor: int, limits: Limits) -> Index:
+def read_index(probe: Probe) -> Index:
     """The index alone; InputError when it is JSON of another kind, or names files outside of its folder."""
+    file, limits = probe.file, probe.limits
     if file.size > limits.index_bytes:
         raise LimitError(f"JSON of {file.size} bytes, over the limit of {limits.index_bytes}", path=file.path)
     try:
-        found = json.loads(bytes(read_exactly(descriptor, file.size, 0, file.path)), object_pairs_hook=_unique)
+        found = json.loads(probe.read(file.size, 0), object_pairs_hook=_unique)
     except (ValueError, RecursionError) as error:
         raise InputError(f"damaged JSON: {error}", path=file.path) from None
     weight_map = found.get("weight_map") if isinstance(found, dict) else None
@@ -96,7 +96,7 @@ def _is_inside(name: str) -> bool:
 
 def _state(open_shard: Open, path: str) -> tuple[Document, Checkpoint]:
     document = open_shard(path)
-    if document.format in NAMES:
+    if document.format.startswith(_PREFIX):
         raise InputError("is an index among the shards of another one", path=path)
     return document, document.checkpoint()
 
@@ -156,7 +156,7 @@ class _Assembled:
         root.update({key: value for key, value in self.rest.items() if key not in root})
         if self.versions:
             root._metadata = self.versions  # type: ignore[attr-defined]
-        return Document(self.path, f"sharded-{self.format}", root, self.metadata)
+        return Document(self.path, f"{_PREFIX}{self.format}", root, self.metadata)
 
 
 def _of_another_dtype(index: Index, shards: Mapping[str, Checkpoint]) -> tuple[str, str] | None:
@@ -168,7 +168,9 @@ def _of_another_dtype(index: Index, shards: Mapping[str, Checkpoint]) -> tuple[s
     """
     total = index.metadata.get("total_size")
     have = sum(ckpt.nbytes for ckpt in shards.values())
-    if type(total) not in (int, float) or int(total) == have:
+    if isinstance(total, float) and total.is_integer():
+        total = int(total)
+    if type(total) is not int or total == have:
         return None
     by_dtype: dict[str, list[str]] = {}
     for name, ckpt in shards.items():
@@ -181,9 +183,12 @@ def _of_another_dtype(index: Index, shards: Mapping[str, Checkpoint]) -> tuple[s
         refs = [(key, ref) for name in names for key, ref in shards[name].items() if ref.dtype.name == dtype]
         numel_here, size = sum(ref.numel for _, ref in refs), refs[0][1].dtype.itemsize
         for other in (1, 2, 4, 8):
-            if other != size and have + numel_here * (other - size) == int(total):
-                what = f"{_listed(names)} holds {dtype}, {size} bytes each, where the index counts {other} (from {refs[0][0]!r} on)"
-                return refs[0][0], what
+            if other != size and have + numel_here * (other - size) == total:
+                key = refs[0][0]
+                return (
+                    key,
+                    f"{_listed(names)} holds {key!r} as {dtype}, {size} bytes each, but the index counts {other}",
+                )
     return None
 
 

@@ -17,6 +17,7 @@ from ckptsurgeon.formats import _pickle
 from ckptsurgeon.formats._document import Document
 from ckptsurgeon.formats._pickle import BadPickle, Truncated
 from ckptsurgeon.formats._plain import BadRecord
+from ckptsurgeon.formats._probe import Probe
 from ckptsurgeon.formats._rebuild import builders
 from ckptsurgeon.formats._tensors import Storage, persistent_loader
 from ckptsurgeon.limits import Limits
@@ -28,16 +29,17 @@ _PROTOCOL = 1001
 _WINDOW = 1 << 20
 
 
-def sniff(head: bytes) -> bool:
-    """Whether a file that begins like this holds torch's magic number."""
+def sniff(probe: Probe) -> bool:
+    """Whether the file begins with torch's magic number."""
     try:
-        return bool(_pickle.loads(head[:64])[0] == _MAGIC)
+        return bool(_pickle.loads(probe.head[:64])[0] == _MAGIC)
     except (BadPickle, BadRecord):
         return False
 
 
-def read(file: File, descriptor: int, limits: Limits) -> Document:
+def read(probe: Probe) -> Document:
     """The object in the file; InputError when it is damaged."""
+    file, descriptor, limits = probe.file, probe.descriptor, probe.limits
     window = min(_WINDOW, file.size)
     while True:
         data = bytes(read_exactly(descriptor, window, 0, file.path))

@@ -1,6 +1,8 @@
-"""Writing a layout: beside its place, synced, and renamed into it.
+"""Writing layouts: beside their places, synced, and renamed into them.
 
-A reader sees the old file or the whole new one, whatever fails.
+A reader sees the old file or the whole new one, whatever fails.  Of several files that belong
+together (shards and their index) all are complete before the first takes its place, and the index
+takes its place last.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ import os
 import secrets
 import stat
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from ckptsurgeon.errors import InputError, OutputError
 from ckptsurgeon.formats import Layout
@@ -19,10 +21,17 @@ from ckptsurgeon.stream import records
 from ckptsurgeon.tensor import TensorRef
 
 Progress = Callable[[int, int], None]
-"""Called with the bytes written so far and the bytes of the whole file."""
+"""Called with the bytes written so far and the bytes of all files."""
+Kin = Callable[[str], bool]
+"""Tells by its name whether another file in the folder belongs to an earlier output of the same kind."""
+Files = Sequence[tuple[str, Layout]]
 
 
-def check(path: str, force: bool) -> str:
+def no_kin(name: str) -> bool:
+    return False
+
+
+def check(path: str, force: bool, kin: Kin = no_kin) -> str:
     """Where the output really goes (links followed); OutputError when it may not be written."""
     try:
         place = os.path.realpath(path)
@@ -38,35 +47,117 @@ def check(path: str, force: bool) -> str:
     folder = os.path.dirname(place)
     if not os.path.isdir(folder):
         raise OutputError(path, f"the folder {folder} does not exist")
+    older = [] if force else _older(folder, kin)
+    if older:
+        raise OutputError(
+            os.path.join(os.path.dirname(path), older[0]), "exists, of another output; --force replaces it"
+        )
     return place
 
 
-def write(layout: Layout, path: str, *, force: bool = False, progress: Progress | None = None) -> int:
-    """Write the file that `layout` describes and return its size in bytes.
+def is_new_folder(path: str, may_be: bool) -> bool:
+    """Whether the folder of an output is to be made with it."""
+    folder = os.path.dirname(path)
+    return may_be and bool(folder) and not os.path.lexists(folder)
 
-    Raises OutputError when `path` exists (without `force`), has no folder, or cannot be written;
-    errors of the sources come through.  Whatever happens, no partial file stays.
+
+def _older(folder: str, kin: Kin) -> list[str]:
+    return [] if kin is no_kin else sorted(name for name in os.listdir(folder) if kin(name))
+
+
+def write(
+    files: Files,
+    *,
+    force: bool = False,
+    progress: Progress | None = None,
+    kin: Kin = no_kin,
+    make_folder: bool = False,
+) -> int:
+    """Write files that belong together, the last one last, and return their size in bytes.
+
+    With `force` what was there is replaced, and older `kin` are removed; with `make_folder` a
+    folder that is not there is made, and appears with all files in it.  Raises OutputError when an
+    output exists (without `force`), has no folder, or cannot be written; errors of the sources come
+    through.  Whatever happens, no partial file stays.
     """
-    place = check(path, force)
-    records.prove(layout)
-    beside = os.path.join(os.path.dirname(place), f".{os.path.basename(place)[:200]}.{secrets.token_hex(4)}.part")
+    path = files[-1][0]
+    if not is_new_folder(path, make_folder):
+        return _write(files, force, progress, kin)
+    folder = os.path.dirname(path).rstrip("/")
+    check(folder, force=False)
+    beside = _beside(os.path.realpath(folder))
+    with _failures(folder):
+        os.mkdir(beside)
     try:
-        with _failures(path):
-            descriptor = os.open(beside, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
-        try:
-            _fill(descriptor, layout, path, progress)
-            with _failures(path):
-                _keep_mode(descriptor, place)
-                os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-        with _failures(path):
-            _publish(beside, place, path, force)
+        inside = [(os.path.join(beside, os.path.basename(name)), layout) for name, layout in files]
+        nbytes = _write(inside, False, progress, no_kin)
+        with _failures(folder):
+            os.rename(beside, os.path.realpath(folder))
+            _sync_folder(os.path.dirname(os.path.realpath(folder)))
     except BaseException:
         with contextlib.suppress(OSError):
-            os.unlink(beside)
+            os.rmdir(beside)
         raise
-    return layout.nbytes
+    return nbytes
+
+
+def _write(files: Files, force: bool, progress: Progress | None, kin: Kin) -> int:
+    places = [check(path, force, kin) for path, _ in files]
+    for _, layout in files:
+        records.prove(layout)
+    staged = [_beside(place) for place in places]
+    published: list[str] = []
+    total, done = sum(layout.nbytes for _, layout in files), 0
+    try:
+        for (path, layout), place, beside in zip(files, places, staged, strict=True):
+            _stage(beside, place, layout, path, _shifted(progress, done, total))
+            done += layout.nbytes
+        _retire(places, kin)
+        for (path, _), place, beside in zip(files, places, staged, strict=True):
+            with _failures(path):
+                _publish(beside, place, path, force)
+            published.append(place)
+    except BaseException:
+        for name in (*staged, *(() if force else published)):
+            with contextlib.suppress(OSError):
+                os.unlink(name)
+        raise
+    return total
+
+
+def _beside(place: str) -> str:
+    return os.path.join(os.path.dirname(place), f".{os.path.basename(place)[:200]}.{secrets.token_hex(4)}.part")
+
+
+def _shifted(progress: Progress | None, done: int, total: int) -> Progress | None:
+    """The progress of one file as part of that of all."""
+    return None if progress is None else lambda here, _: progress(done + here, total)
+
+
+def _stage(beside: str, place: str, layout: Layout, path: str, progress: Progress | None) -> None:
+    """One file, complete and on the disk, under a name that nobody reads."""
+    with _failures(path):
+        descriptor = os.open(beside, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+    try:
+        _fill(descriptor, layout, path, progress)
+        with _failures(path):
+            _keep_mode(descriptor, place)
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _retire(places: Sequence[str], kin: Kin) -> None:
+    """Take away what was there of several files, its index first: never an old index over new shards.
+
+    All of the new is on the disk by now, and only renames are left.
+    """
+    if kin is no_kin:
+        return
+    folder = os.path.dirname(places[-1])
+    for name in sorted(_older(folder, kin), key=lambda name: (not name.endswith(".json"), name)):
+        with _failures(os.path.join(folder, name)):
+            os.unlink(os.path.join(folder, name))
 
 
 @contextlib.contextmanager
@@ -144,7 +235,11 @@ def _publish(beside: str, place: str, path: str, force: bool) -> None:
             os.rename(beside, place)
         else:
             os.unlink(beside)
-    folder = os.open(os.path.dirname(place), os.O_RDONLY | os.O_CLOEXEC)
+    _sync_folder(os.path.dirname(place))
+
+
+def _sync_folder(path: str) -> None:
+    folder = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         os.fsync(folder)
     finally:

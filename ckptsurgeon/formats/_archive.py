@@ -1,0 +1,87 @@
+"""What the zip kinds of torch share: members with their checksums, and storages among them."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+from ckptsurgeon.dtypes import DType
+from ckptsurgeon.errors import InputError, LimitError
+from ckptsurgeon.formats import _pickle
+from ckptsurgeon.formats._pickle import BadPickle
+from ckptsurgeon.formats._plain import BadRecord, Builder
+from ckptsurgeon.formats._probe import Probe
+from ckptsurgeon.formats._tensors import Storage
+from ckptsurgeon.formats._zip import Member
+from ckptsurgeon.sources import Deflate, Record
+
+
+def roots(members: Mapping[str, Member], name: str) -> list[str]:
+    """The top folders (with their slash; empty for none at all) that hold a member called `name`."""
+    found = [member.removesuffix(name) for member in members if member == name or member.endswith(f"/{name}")]
+    return [root for root in found if root.count("/") <= 1]
+
+
+def content(probe: Probe, member: Member, most: int) -> bytes:
+    """The bytes of a member, proven by its checksum; LimitError when they are more than `most`."""
+    path = probe.file.path
+    if member.size > most:
+        raise LimitError(f"{member.name} has {member.size} bytes, over the limit of {most}", path=path)
+    data = probe.read(member.packed, member.offset)
+    if member.deflated:
+        inflate = zlib.decompressobj(-15)
+        try:
+            data = inflate.decompress(data, member.size + 1)
+        except zlib.error as error:
+            raise InputError(f"{member.name} is damaged ({error})", path=path) from None
+    if len(data) != member.size:
+        raise InputError(f"{member.name} has other bytes than its directory says", path=path)
+    if member.crc is not None and zlib.crc32(data) != member.crc:
+        raise InputError(f"{member.name} does not have its checksum", path=path)
+    return data
+
+
+def byteorder(probe: Probe, root: str) -> Literal["little", "big"]:
+    """The byte order of the archive's tensors, from its `byteorder` record; little without one."""
+    member = probe.members.get(f"{root}byteorder")
+    if member is None:
+        return "little"
+    word = content(probe, member, probe.limits.pickle_bytes)
+    if word == b"big":
+        return "big"
+    if word != b"little":
+        raise InputError(f"{member.name} is {word[:16]!r}, neither little nor big", path=probe.file.path)
+    return "little"
+
+
+def locator(
+    probe: Probe, place: Callable[[str], str], order: Literal["little", "big"]
+) -> Callable[[str, DType, int, str], Storage]:
+    """Finds the storage of a key; `place` names the member that should hold it."""
+
+    def locate(key: str, dtype: DType, elements: int, device: str) -> Storage:
+        nbytes = elements * dtype.itemsize
+        member = probe.members.get(place(key))
+        if member is None:
+            raise BadRecord(f"the storage {key!r} is missing from the archive")
+        if member.size != nbytes:
+            raise BadRecord(f"the storage {key!r} has {member.size} bytes, the pickle says {nbytes}")
+        begin = 0 if member.deflated else member.offset
+        codec = Deflate(member.offset, member.packed) if member.deflated else None
+        record = Record(member.name, begin, nbytes, member.crc)
+        return Storage(probe.file, begin, nbytes, dtype, device, order, codec, record)
+
+    return locate
+
+
+def unpickled(probe: Probe, name: str, builders: Mapping[str, Builder], persistent: Callable[[Any], Any]) -> Any:
+    """The object in the pickle that the member `name` is, to its last byte."""
+    pickled = content(probe, probe.members[name], probe.limits.pickle_bytes)
+    try:
+        tree, end = _pickle.loads(pickled, builders=builders, persistent=persistent, limits=probe.limits)
+    except (BadPickle, BadRecord) as error:
+        raise InputError(f"damaged {name}: {error}", path=probe.file.path) from None
+    if end != len(pickled):
+        raise InputError(f"{len(pickled) - end} bytes follow the pickle in {name}", path=probe.file.path)
+    return tree

@@ -1,0 +1,127 @@
+"""The table of formats, and opening a file by it.
+
+A format joins by a line in `FORMATS`; nothing elsewhere changes.  Readers are found by content,
+never by name.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from ckptsurgeon.checkpoint import Checkpoint
+from ckptsurgeon.errors import InputError, Problem
+from ckptsurgeon.formats import (
+    _folder,
+    _foreign,
+    safetensors,
+    sharded,
+    torch_legacy,
+    torch_package,
+    torch_tar,
+    torch_zip,
+    torchscript,
+)
+from ckptsurgeon.formats._document import Document
+from ckptsurgeon.formats._layout import Layout
+from ckptsurgeon.formats._probe import Probe
+from ckptsurgeon.limits import DEFAULT, Limits
+from ckptsurgeon.sources import File
+
+
+@dataclass(frozen=True)
+class Format:
+    """One kind of file.
+
+    `sniff` looks at the beginning, or at an archive's directory; `read` makes the Document;
+    `suffixes` are what an output of this kind is called (none: it is only read); `problems` says
+    what the kind cannot hold, and `layout` lays out a file of it; `extras` tells whether it holds
+    more than tensors.  `shards` is the format of the shards of a sharded kind.
+    """
+
+    name: str
+    sniff: Callable[[Probe], bool]
+    read: Callable[[Probe], Document]
+    suffixes: tuple[str, ...] = ()
+    extras: bool = False
+    problems: Callable[[Checkpoint], list[Problem]] = lambda ckpt: []
+    layout: Callable[[Checkpoint, Any], Layout] | None = None
+    shards: str = ""
+
+
+FORMATS: tuple[Format, ...] = (
+    Format(
+        safetensors.NAME,
+        safetensors.sniff,
+        safetensors.read,
+        (".safetensors",),
+        problems=safetensors.problems,
+        layout=safetensors.layout,
+    ),
+    Format(torch_package.NAME, torch_package.sniff, torch_package.read),
+    Format(torchscript.NAME, torchscript.sniff, torchscript.read),
+    Format(
+        torch_zip.NAME,
+        torch_zip.sniff,
+        torch_zip.read,
+        (".pth", ".pt", ".bin", ".ckpt"),
+        extras=True,
+        problems=torch_zip.problems,
+        layout=torch_zip.layout,
+    ),
+    Format(torch_legacy.NAME, torch_legacy.sniff, torch_legacy.read),
+    Format(torch_tar.NAME, torch_tar.sniff, torch_tar.read),
+    Format(
+        sharded.SAFETENSORS, sharded.sniff, lambda probe: sharded.read(probe, _shard(probe)), shards=safetensors.NAME
+    ),
+    Format(sharded.TORCH_ZIP, lambda probe: False, torch_zip.read, shards=torch_zip.NAME),
+)
+
+
+def named(name: str) -> Format:
+    """The format of this name."""
+    return next(format for format in FORMATS if format.name == name)
+
+
+def inspect(path: str | os.PathLike[str], limits: Limits = DEFAULT) -> Document:
+    """The whole object in a checkpoint file, as inert data; only headers are read.
+
+    Raises InputError when the file is missing, damaged, or of no known kind.
+    """
+    name = os.fspath(path)
+    if os.path.isdir(name):
+        return _folder.read(name, lambda inner: inspect(inner, limits))
+    descriptor = _open(name)
+    try:
+        probe = Probe.of(File.of(name, os.fstat(descriptor)), descriptor, limits)
+        for format in FORMATS:
+            if format.sniff(probe):
+                return format.read(probe)
+        cause, hint = _foreign.describe(probe)
+        raise InputError(cause, path=name, hint=hint or f"readable are {_kinds()}")
+    finally:
+        os.close(descriptor)
+
+
+def _shard(index: Probe) -> Callable[[str], Document]:
+    return lambda path: inspect(path, index.limits)
+
+
+def _kinds() -> str:
+    return ", ".join(format.name for format in FORMATS)
+
+
+def _open(path: str) -> int:
+    """A descriptor of a regular file: never a FIFO or a device, which could block or never end."""
+    try:
+        mode = os.stat(path).st_mode
+        if not stat.S_ISREG(mode):
+            raise InputError("is no regular file", path=path)
+        return os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except FileNotFoundError:
+        raise InputError("no such file", path=path) from None
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot be opened: {getattr(error, 'strerror', None) or error}", path=path) from None
