@@ -86,6 +86,16 @@ def lists() -> torch.nn.Module:
     return Lists()
 
 
+def bare() -> torch.nn.Module:
+    """A module without methods, as the archives of C++'s `torch::save` hold."""
+    model = torch.nn.Module()
+    model.register_parameter("bias", torch.nn.Parameter(torch.randn(2)))
+    model.register_buffer("steps", torch.tensor(3))
+    model.register_module("0", torch.nn.Module())
+    getattr(model, "0").register_parameter("weight", torch.nn.Parameter(torch.randn(2, 2)))
+    return model
+
+
 MODELS: dict[str, Callable[[], torch.jit.ScriptModule]] = {
     "scripted": lambda: torch.jit.script(Outer()),
     "traced": lambda: torch.jit.trace(
@@ -99,6 +109,7 @@ MODELS: dict[str, Callable[[], torch.jit.ScriptModule]] = {
     "a shared parameter": lambda: torch.jit.script(tied()),
     "parameter list and module dict": lambda: torch.jit.script(lists()),
     "half precision": lambda: torch.jit.script(torch.nn.Linear(4, 4).bfloat16()),
+    "without methods": lambda: torch.jit.script(bare()),
     "nothing in it": lambda: torch.jit.script(torch.nn.ReLU()),
 }
 
