@@ -261,6 +261,7 @@ BAD_ARCHIVES: dict[str, tuple[Callable[[dict[str, bytes]], bytes], str]] = {
         lambda m: tar([*m.items(), (info("x", kind=tarfile.GNUTYPE_SPARSE), b"")]),
         "a member of the kind b'S'",
     ),
+    "another archive behind it": (lambda m: tar(m) + tar(m), "more follows the end of the archive"),
     "bytes after a pickle": (lambda m: tar({**m, "pickle": m["pickle"] + b"x"}), "1 bytes follow the end of 'pickle'"),
     "bytes after the storages": (lambda m: tar({**m, "storages": m["storages"] + b"x"}), "follow the end of 'storages"),
 }

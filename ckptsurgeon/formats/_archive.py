@@ -26,8 +26,8 @@ def roots(members: Mapping[str, Member], name: str) -> list[str]:
 def content(probe: Probe, member: Member, most: int) -> bytes:
     """The bytes of a member, proven by its checksum; LimitError when they are more than `most`."""
     path = probe.file.path
-    if member.size > most:
-        raise LimitError(f"{member.name} has {member.size} bytes, over the limit of {most}", path=path)
+    if (large := max(member.size, member.packed)) > most:
+        raise LimitError(f"{member.name} has {large} bytes, over the limit of {most}", path=path)
     data = probe.read(member.packed, member.offset)
     if member.deflated:
         inflate = zlib.decompressobj(-15)

@@ -1,7 +1,7 @@
 """Headers of tar archives, one after the other: no file's contents are read.
 
 Every header must have its checksum, every number its form, and pax records must agree with their
-lengths.  What follows the end mark must be zeros.
+lengths.
 
 Source: POSIX.1-2017 pax, "ustar Interchange Format" and "pax Extended Header"; GNU tar's manual,
 "Basic Tar Format" (long names, numbers in base 256).
@@ -79,7 +79,7 @@ def entries(fetch: Fetch) -> Iterator[Entry]:
             entry = _entry(block, at, size, {**everywhere, **extra})
             yield entry
             extra = {}
-            at += _padded(entry.size)
+            at = after(entry)
 
 
 def _header(fetch: Fetch, at: int) -> bytes | None:
@@ -102,6 +102,11 @@ def _entry(block: bytes, at: int, size: int, known: dict[str, str]) -> Entry:
         raise BadTar(f"a member of the kind {kind!r}, which is no plain file")
     size = _decimal(known["size"]) if "size" in known else size
     return Entry(known.get("path") or _name(block), _KINDS[kind], at, size if _KINDS[kind] == "file" else 0)
+
+
+def after(entry: Entry) -> int:
+    """The byte where the next header, or the end mark, should be."""
+    return entry.offset + _padded(entry.size)
 
 
 def _padded(size: int) -> int:

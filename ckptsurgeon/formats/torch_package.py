@@ -45,8 +45,9 @@ def read(probe: Probe) -> Document:
         for name in names
         if not name.startswith(f"{root}.data/")
     }
-    lacks = None if tree else "is a torch.package archive without a pickle"
-    return Document(probe.file.path, NAME, tree, lacks=lacks)
+    if not tree:
+        raise InputError("is a torch.package archive without a pickle", path=probe.file.path)
+    return Document(probe.file.path, NAME, tree)
 
 
 def _roots(probe: Probe) -> list[str]:

@@ -32,6 +32,7 @@ from ckptsurgeon.tensor import TensorRef
 NAME = "torch-tar"
 _MEMBERS = ("pickle", "storages", "tensors")
 _WINDOW = 1 << 14
+_MOST_PADDING = 1 << 20
 
 
 def sniff(probe: Probe) -> bool:
@@ -63,6 +64,7 @@ def read(probe: Probe) -> Document:
 def _members(probe: Probe) -> dict[str, Entry]:
     size = probe.file.size
     found: dict[str, Entry] = {}
+    end = 0
     for entry in _tar.entries(lambda at, count: probe.read(max(0, min(count, size - at)), min(at, size))):
         if entry.kind != "file" or entry.name not in ("sys_info", *_MEMBERS):
             raise BadTar(f"{entry.name!r} (a {entry.kind}) is no member that torch writes")
@@ -71,6 +73,10 @@ def _members(probe: Probe) -> dict[str, Entry]:
         if entry.offset + entry.size > size:
             raise BadTar(f"truncated: {entry.name!r} ends at byte {entry.offset + entry.size}, the file at {size}")
         found[entry.name] = entry
+        end = _tar.after(entry)
+    rest = size - end
+    if rest > _MOST_PADDING or probe.read(rest, end).strip(b"\0"):
+        raise BadTar(f"more follows the end of the archive at byte {end}")
     for name in _MEMBERS:
         if name not in found:
             raise BadTar(f"the member {name!r} is missing")

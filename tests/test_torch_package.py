@@ -1,0 +1,197 @@
+"""Archives of torch.package: pickles by their names in the archive, each with what torch would load."""
+
+from __future__ import annotations
+
+import pickle
+import random
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from helpers import assert_same_tensors
+from torch.package import PackageExporter, PackageImporter
+
+import ckptsurgeon as cs
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:TypedStorage is deprecated:UserWarning"),
+    pytest.mark.filterwarnings(r"ignore:`torch\.jit\.\w+` is deprecated:FutureWarning"),
+    pytest.mark.filterwarnings(r"ignore:`torch\.jit\.\w+` is deprecated:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::UserWarning:torch.package"),
+]
+
+
+def network() -> torch.nn.Module:
+    return torch.nn.Sequential(torch.nn.Conv2d(1, 2, 1), torch.nn.BatchNorm2d(2), torch.nn.LSTM(3, 4))
+
+
+def export(path: str = "a.pt", **objects: Any) -> None:
+    """`model=…` becomes the pickle `model/model.pkl`; beside it lie a text and binary resource."""
+    with PackageExporter(path) as exporter:
+        exporter.extern("torch.**")
+        for name, value in objects.items():
+            exporter.save_pickle(name, f"{name}.pkl", value)
+        exporter.save_text("notes", "a.txt", "hello")
+        exporter.save_binary("notes", "a.bin", b"\0\1")
+        exporter.save_source_string("code", "raise SystemExit")
+
+
+def test_a_module_is_its_state_dict() -> None:
+    model = network()
+    export(model=model)
+    ckpt = cs.open("a.pt")
+    assert ckpt.origin.format == "torch-package"
+    assert ckpt.origin.selected == "model/model.pkl"
+    assert_same_tensors(ckpt, model.state_dict())
+    assert_same_tensors(ckpt, PackageImporter("a.pt").load_pickle("model", "model.pkl").state_dict())
+    assert ckpt["0.weight"].stored.parameter
+
+
+def test_a_state_dict_keeps_its_order_versions_and_ties(ckpt: Any) -> None:
+    state = network().state_dict()
+    state["again"] = state["0.weight"]
+    export(state=state)
+    found = cs.open("a.pt")
+    assert_same_tensors(found, state)
+    assert found.tied() == (("0.weight", "again"),)
+    assert found.versions["1"] == {"version": 2}
+    assert ckpt("convert", "a.pt", "b.pth").code == 0
+    assert_same_tensors(torch.load("b.pth", weights_only=True), state)
+
+
+def test_several_pickles_are_selected_by_their_names(ckpt: Any) -> None:
+    """Two pickles may share a storage: it lies in the archive once."""
+    one, two = network().state_dict(), {"a": {"w": torch.randn(3)}, "n": 3}
+    export(one=one, two=two, three=one, four=[1, "x"])
+    with pytest.raises(cs.AmbiguousError, match="one/one.pkl"):
+        cs.open("a.pt")
+    assert_same_tensors(cs.open("a.pt", select="one/one.pkl"), one)
+    assert_same_tensors(cs.open("a.pt", select="three/three.pkl"), one)
+    assert_same_tensors(cs.open("a.pt", select="two/two.pkl.a"), two["a"])
+    assert list(cs.inspect("a.pt").root) == ["one/one.pkl", "two/two.pkl", "three/three.pkl", "four/four.pkl"]
+    assert ckpt("ls", "a.pt").code == 0
+    assert "four/four.pkl" in ckpt("ls", "--tree", "a.pt").out
+
+
+def test_a_graph_module_is_its_state_dict() -> None:
+    """torch.package stores it as a call, with the attributes of the module as the first argument."""
+    graph = torch.fx.symbolic_trace(torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.BatchNorm1d(3)))
+    export(model=graph)
+    assert_same_tensors(cs.open("a.pt"), graph.state_dict())
+
+
+def test_script_modules_are_records(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.package.package_exporter._gate_torchscript_serialization", False)
+    script = torch.jit.script(torch.nn.Linear(2, 2))
+    state = {"w": torch.randn(3), "script": script, "again": script}
+    export(model=state)
+    ckpt = cs.open("a.pt")
+    assert_same_tensors(ckpt, {"w": state["w"]})
+    rest = ckpt.extras["model/model.pkl"]
+    assert rest["script"].name == "torch.jit._script.unpackage_script_module"
+    assert rest["script"] is rest["again"]
+
+
+def test_no_code_of_the_package_is_run() -> None:
+    """The package's own source would end the process."""
+    export(model=network())
+    assert len(cs.open("a.pt")) > 0
+    with pytest.raises(SystemExit):
+        PackageImporter("a.pt").import_module("code")
+
+
+def repacked(change: Callable[[str, bytes], bytes | None], more: dict[str, bytes] | None = None) -> None:
+    with zipfile.ZipFile("a.pt") as old, zipfile.ZipFile("b.pt", "w") as new:
+        for name in old.namelist():
+            raw = change(name, old.read(name))
+            if raw is not None:
+                new.writestr(name, raw)
+        for name, raw in (more or {}).items():
+            new.writestr(name, raw)
+
+
+class Persistent:
+    """Pickles as a persistent id."""
+
+    def __init__(self, pid: Any) -> None:
+        self.pid = pid
+
+
+def with_id(pid: Any) -> bytes:
+    import io
+
+    class Pickler(pickle.Pickler):
+        def persistent_id(self, obj: Any) -> Any:
+            return obj.pid if isinstance(obj, Persistent) else None
+
+    buffer = io.BytesIO()
+    Pickler(buffer, 3).dump({"w": Persistent(pid)})
+    return buffer.getvalue()
+
+
+def same(name: str, raw: bytes) -> bytes:
+    return raw
+
+
+def drop(ends: str) -> Callable[[str, bytes], bytes | None]:
+    return lambda name, raw: None if name.endswith(ends) else raw
+
+
+BAD: dict[str, tuple[Callable[[str, bytes], bytes | None], dict[str, bytes], str]] = {
+    "a storage that is missing": (drop("/.data/0.storage"), {}, "the storage '0' is missing from the archive"),
+    "a storage of another size": (
+        lambda name, raw: raw + b"x" * name.endswith("/.data/0.storage"),
+        {},
+        "bytes, the pickle says",
+    ),
+    "a damaged pickle": (same, {"a/m/x.pkl": b"\x80\4"}, "damaged a/m/x.pkl"),
+    "a pickle with more behind it": (same, {"a/m/x.pkl": b"\x80\2N.N."}, "2 bytes follow the pickle in a/m/x.pkl"),
+    "two packages": (same, {"b/.data/extern_modules": b""}, "holds 2 packages"),
+    "an unknown persistent id": (same, {"a/m/x.pkl": with_id(("other", 1))}, "unknown kind 'other'"),
+    "a call without a function": (same, {"a/m/x.pkl": with_id(("reduce_package", 1))}, "that torch does not write"),
+    "a call without arguments": (same, {"a/m/x.pkl": with_id(("reduce_package", 1, print, 2))}, "does not write"),
+    "a persistent id that is no tuple": (same, {"a/m/x.pkl": with_id(7)}, "a persistent id that torch does not write"),
+    "no pickle at all": (drop(".pkl"), {}, "is a torch.package archive without a pickle"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_damaged_packages_are_refused(case: str, ckpt: Any) -> None:
+    change, more, words = BAD[case]
+    export(model=network())
+    repacked(change, more)
+    for command in (["ls", "b.pt"], ["convert", "b.pt", "c.pth"]):
+        ran = ckpt(*command)
+        assert (ran.code, ran.out) == (2, "")
+        assert ran.err.startswith("ckpt: error: b.pt: ")
+        assert words in ran.err
+
+
+def test_old_forms_of_calls_are_records() -> None:
+    """Without an id (before torch 1.10), and those of torch.deploy."""
+    export(model={"w": torch.ones(2)})
+    for pid in (("reduce_package", print, (1,)), ("reduce_deploy", print, (1,))):
+        repacked(same, {"a/m/x.pkl": with_id(pid)})
+        found = cs.inspect("b.pt").root["m/x.pkl"]["w"]
+        assert (found.name, found.args) == ("builtins.print", (1,))
+
+
+def test_a_package_that_is_cut_or_flipped_is_opened_or_refused_and_never_crashes() -> None:
+    export(model=torch.nn.Linear(2, 2))
+    raw = Path("a.pt").read_bytes()
+    for cut in range(0, len(raw), 17):
+        Path("cut").write_bytes(raw[:cut])
+        with pytest.raises(cs.InputError, match="^cut: "):
+            cs.open("cut")
+    chance = random.Random(0)
+    for _ in range(500):
+        damaged = bytearray(raw)
+        damaged[chance.randrange(len(raw))] = chance.randrange(256)
+        Path("flipped").write_bytes(damaged)
+        try:
+            cs.open("flipped")
+        except cs.CkptError as error:
+            assert str(error).startswith("flipped: ")
