@@ -63,7 +63,7 @@ def _frombuffer(data: memoryview | bytearray, dtype: str) -> torch.Tensor:
     return torch.frombuffer(buffer, dtype=torch.uint8).view(element)
 
 
-def to_torch(data: bytearray, spec: TensorSpec) -> torch.Tensor:
+def to_torch(data: bytearray | memoryview, spec: TensorSpec) -> torch.Tensor:
     """Contiguous little-endian bytes as a tensor; the 4-bit type comes as torch packs it, two in one."""
     import torch
 
