@@ -22,7 +22,7 @@ from ckptsurgeon.tensor import TensorRef, TensorSpec
 if TYPE_CHECKING:
     import torch
 
-_CHUNK = 1 << 18
+_CHUNK = 1 << 17
 """Elements that are compared at a time: few enough that their float64 values stay in the cache."""
 _HALVES = {"complex128": "float64", "complex64": "float32", "complex32": "float16"}
 _SPLIT = 2.0**32
@@ -215,20 +215,33 @@ class _Sums:
 
     def add(self, a: _Side, b: _Side) -> None:
         x, y, apart = a.values, b.values, _difference(a, b)
-        same = (apart == 0) if a.split is not None else (x == y) | (x.isnan() & y.isnan())
-        self.differing += len(x) - int(same.all(1).sum())
+        squares = float(x.reshape(-1).dot(x.reshape(-1))), float(y.reshape(-1).dot(y.reshape(-1)))
+        if not math.isfinite(sum(squares)):
+            x, y, apart = self._only_finite(x, y, apart)
+        different = int((apart != 0).any(1).sum())
+        self.differing += different
+        left, right = _scaled(x, squares[0]), _scaled(y, squares[1])
+        self.left += _dot(left, left)
+        self.right += _dot(right, right)
+        self.product += _dot(left, right)
+        if different:
+            sizes = apart.abs() if x.shape[1] == 1 else apart[:, 0].hypot(apart[:, 1])
+            self.largest = max(self.largest, float(sizes.max()))
+            if math.isfinite(self.largest):
+                difference = _scaled(apart, float(apart.reshape(-1).dot(apart.reshape(-1))))
+                self.squares += _dot(difference, difference)
+
+    def _only_finite(self, *three: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Both sides and their difference with 0 where either is not finite, which is counted here."""
+        x, y, apart = three
+        for at, values in enumerate((x, y)):
+            self.nan[at] += int(values.isnan().any(1).sum())
+            self.inf[at] += int(values.isinf().any(1).sum())
         finite = (x.isfinite() & y.isfinite()).all(1, keepdim=True)
-        if not finite.all():
-            for at, values in enumerate((x, y)):
-                self.nan[at] += int(values.isnan().any(1).sum())
-                self.inf[at] += int(values.isinf().any(1).sum())
-            x, y, apart = (values.where(finite, values.new_zeros(())) for values in (x, y, apart))
-        sizes = apart.abs() if x.shape[1] == 1 else apart[:, 0].hypot(apart[:, 1])
-        self.largest = max(self.largest, float(sizes.max()))
-        self.squares += _dot(apart, apart) if math.isfinite(self.largest) else 0
-        self.left += _dot(x, x)
-        self.right += _dot(y, y)
-        self.product += _dot(x, y)
+        same = ((x == y) | (x.isnan() & y.isnan())).all(1, keepdim=True)
+        self.differing += int((~same & ~finite).sum())
+        zero = x.new_zeros(())
+        return x.where(finite, zero), y.where(finite, zero), apart.where(finite, zero)
 
     def figures(self) -> Comparison:
         relative: float | None = None
@@ -248,18 +261,18 @@ class _Sums:
         )
 
 
-def _dot(x: torch.Tensor, y: torch.Tensor) -> Fraction:
-    """The product of two chunks; values whose squares would leave float64 are scaled by powers of two."""
-    (x, by), (y, times) = _scaled(x), _scaled(y)
-    return Fraction(float(x.reshape(-1).dot(y.reshape(-1)))) * by * times
-
-
-def _scaled(x: torch.Tensor) -> tuple[torch.Tensor, Fraction]:
-    most = float(x.abs().max())
-    if most == 0.0 or 1e-100 < most < 1e100:
+def _scaled(x: torch.Tensor, squares: float) -> tuple[torch.Tensor, Fraction]:
+    """The flat values, divided by a power of two where the sum of their squares leaves float64."""
+    x = x.reshape(-1)
+    if 1e-200 < squares < math.inf:
         return x, Fraction(1)
+    most = float(x.abs().max())
     exponent = math.frexp(most)[1] - 1
-    return x / math.ldexp(1.0, exponent), Fraction(2) ** exponent
+    return (x / math.ldexp(1.0, exponent), Fraction(2) ** exponent) if most else (x, Fraction(1))
+
+
+def _dot(x: tuple[torch.Tensor, Fraction], y: tuple[torch.Tensor, Fraction]) -> Fraction:
+    return Fraction(float(x[0].dot(y[0]))) * x[1] * y[1]
 
 
 def _root(value: Fraction) -> float | None:

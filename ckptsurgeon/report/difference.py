@@ -80,8 +80,6 @@ def _counts(pair: tuple[int, int] | None) -> str:
 def _values_total(diff: Diff) -> str:
     found = {row.key: row.values for row in diff.rows if row.values is not None}
     equal = sum(values.equal for values in found.values())
-    if equal == len(found):
-        return f"values: all of {plural(len(found), 'tensor')} equal"
     line = f"values: {equal:,} of {plural(len(found), 'tensor')} equal"
     sizes = {key: values.max_abs for key, values in found.items() if values.max_abs}
     most = max(sizes, key=lambda key: sizes[key] or 0.0, default=None)
@@ -154,7 +152,7 @@ def data(diff: Diff) -> dict[str, Any]:
         "target": diff.right,
         "target_is_model": diff.is_model,
         "same": diff.same,
-        "counts": {status: diff.count(status) for status in statuses},  # type: ignore[arg-type]
+        "counts": {status: diff.count(status) for status in statuses},
         "coverage": {
             "tensors": coverage.tensors,
             "of_tensors": coverage.of_tensors,
