@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from typing import TYPE_CHECKING, Any
 
+from ckptsurgeon.checkpoint import buffer_words
 from ckptsurgeon.differ import Diff, Row
 from ckptsurgeon.report._text import columns, percent, plural, shown
 from ckptsurgeon.report.grouping import group
@@ -29,7 +30,8 @@ def _keys(diff: Diff) -> list[str]:
     for status in _ORDER:
         found = {row.key: row for row in diff.rows if row.status == status}
         for merged in group(
-            (key, (row.left, row.right, row.role, row.mend and row.mend.text)) for key, row in found.items()
+            (key, (row.left, row.right, row.role, _buffer(row), row.mend and row.mend.text))
+            for key, row in found.items()
         ):
             row = found[merged.keys[0]]
             count = f"×{len(merged.keys)}" if len(merged.keys) > 1 else ""
@@ -91,13 +93,16 @@ def _spec(spec: TensorSpec | None) -> str:
 
 
 def _remark(row: Row, members: int) -> str:
-    if row.status == "missing" and row.role == "buffer":
-        return "buffer"
     if row.mend is None:
-        return ""
+        return _buffer(row)
     if row.mend.rule is None:
         return row.mend.text
     return f"{row.mend.text}: {shown(row.mend.rule)}" if members == 1 else f"{row.mend.text} (a rule for each: --json)"
+
+
+def _buffer(row: Row) -> str:
+    """What a missing buffer is."""
+    return buffer_words(row.key, row.role, row.module) if row.status == "missing" else ""
 
 
 def _totals(diff: Diff) -> list[str]:
