@@ -78,9 +78,8 @@ def to_torch(data: bytearray | memoryview, spec: TensorSpec) -> torch.Tensor:
 def _raw(tensor: torch.Tensor) -> memoryview:
     import torch
 
-    flat = tensor.detach().to("cpu").contiguous().reshape(-1)
-    if flat.is_conj() or flat.is_neg():
-        flat = flat.resolve_conj().resolve_neg()
+    dense = tensor.detach().to("cpu").resolve_conj().resolve_neg().contiguous()
+    flat = dense.as_strided((dense.numel(),), (1,))  # of one element, `contiguous` keeps any stride
     return _bytes_of(flat.view(torch.uint8).numpy())
 
 

@@ -263,6 +263,20 @@ def test_a_live_model_is_compared_by_what_it_holds(ckpt: Any) -> None:
     assert cs.diff("a.pth", model).same
 
 
+def test_a_live_parameter_of_any_layout_is_read() -> None:
+    """A single element may have any stride, and torch still calls it contiguous."""
+    model = torch.nn.Module()
+    model.one = torch.nn.Parameter(torch.arange(4.0).reshape(2, 2)[:, 1][:1])
+    model.turned = torch.nn.Parameter(torch.arange(6.0).reshape(2, 3).t())
+    model.conj = torch.nn.Parameter(torch.tensor([1 + 2j, 3j]).conj())
+    assert model.one.stride() == (2,)
+    save_file(
+        {"one": torch.ones(1), "turned": model.turned.detach().contiguous(), "conj": torch.tensor([1 - 2j, -3j])},
+        "a.safetensors",
+    )
+    assert cs.diff("a.safetensors", model, values=True).same
+
+
 def test_a_model_that_is_only_named_has_no_values(ckpt: Any) -> None:
     torch.save(net(), "a.pth")
     spec = f"{Path(__file__).parent.parent}/fixtures/models.py:Net"
