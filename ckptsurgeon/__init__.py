@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ckptsurgeon.checkpoint import Checkpoint as Checkpoint
     from ckptsurgeon.checkpoint import Target as Target
+    from ckptsurgeon.comparison import Comparison as Comparison
     from ckptsurgeon.differ import Diff as Diff
     from ckptsurgeon.dtypes import DType as DType
     from ckptsurgeon.errors import AmbiguousError as AmbiguousError
@@ -46,6 +47,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "checkpoint": ("Checkpoint", "Target"),
+    "comparison": ("Comparison",),
     "differ": ("Diff",),
     "dtypes": ("DType",),
     "errors": (

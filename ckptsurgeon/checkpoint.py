@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-from ckptsurgeon.errors import UsageError
+from ckptsurgeon.errors import InputError, UsageError
 from ckptsurgeon.sources import Source
-from ckptsurgeon.tensor import Role, TensorRef, TensorSpec
+from ckptsurgeon.tensor import Role, TensorRef, TensorSpec, printable
+
+if TYPE_CHECKING:
+    import torch
+
+_NAMES_SHOWN = 8
 
 Step = Hashable
 """One step into a container: a dict key, an attribute name, or a list index."""
@@ -83,9 +89,47 @@ class Checkpoint(Mapping[str, TensorRef]):
         """A copy with some fields changed."""
         return replace(self, **changes)
 
+    def state_dict(self) -> OrderedDict[str, torch.Tensor]:
+        """Every tensor read, as `model.load_state_dict` takes them: ordered, tied names sharing one
+        storage, with torch's `_metadata` where the file has module versions.
+
+        Raises InputError, with the key, when a tensor cannot be read.
+        """
+        state: OrderedDict[str, torch.Tensor] = OrderedDict()
+        read: dict[Hashable, torch.Tensor] = {}
+        for key, ref in self.tensors.items():
+            storage = ref.tie and (ref.tie, ref.dtype)
+            try:
+                made = read[storage].view(ref.shape) if storage in read else ref.read()
+            except InputError as error:
+                error.key = error.key or key
+                raise
+            state[key] = made
+            if storage is not None:
+                read[storage] = made
+        if self.versions:
+            versions = OrderedDict((prefix, dict(version)) for prefix, version in self.versions.items())
+            state._metadata = versions  # type: ignore[attr-defined]
+        return state
+
     def __repr__(self) -> str:
-        where = "" if self.origin is None else f" of {self.origin.path} ({self.origin.format})"
-        return f"<Checkpoint{where}: {len(self)} tensors, {self.numel:,} elements, {self.nbytes:,} bytes>"
+        """One line: where it came from, how much is in it, of which dtypes, and what else is there."""
+        where = "" if self.origin is None else f" of {printable(self.origin.path)} ({self._format})"
+        ties = len(self.tied())
+        parts = [f"{len(self)} tensors", f"{self.numel:,} elements", f"{self.nbytes:,} bytes"]
+        parts += [", ".join(dict.fromkeys(ref.dtype.name for ref in self.tensors.values()))] if self.tensors else []
+        parts += [f"{ties} tied group{'' if ties == 1 else 's'}"] if ties else []
+        if isinstance(self.extras, Mapping) and self.extras:
+            names = [printable(str(name)) for name in self.extras]
+            more = f" and {len(names) - _NAMES_SHOWN} more" if len(names) > _NAMES_SHOWN else ""
+            parts.append(f"extras: {', '.join(names[:_NAMES_SHOWN])}{more}")
+        return f"<Checkpoint{where}: {'; '.join(parts)}>"
+
+    @property
+    def _format(self) -> str:
+        assert self.origin is not None
+        place = "" if self.origin.selected == "." else f", state dict at {printable(self.origin.selected)}"
+        return f"{self.origin.format}{place}"
 
 
 @dataclass(frozen=True)
@@ -96,6 +140,25 @@ class TargetEntry:
     spec: TensorSpec
     role: Role = "tensor"
     module: str = ""
+
+
+def buffer_words(key: str, role: Role, module: str) -> str:
+    """What a buffer is, told by its role, its name and the type of its module; "" for what is none.
+
+    Where the role is not known, as in a checkpoint, the names that torch's norms give tell.
+
+    >>> buffer_words("bn1.running_var", "buffer", "BatchNorm2d"), buffer_words("bn1.num_batches_tracked", "tensor", "")
+    ('buffer: running statistics of a BatchNorm2d', 'buffer: a count of batches')
+    """
+    if role == "parameter":
+        return ""
+    name = key.rpartition(".")[2]
+    if name in ("running_mean", "running_var"):
+        article = "an" if module[:1] in tuple("AEIOU") else "a"
+        return f"buffer: running statistics of {article} {module or 'norm'}"
+    if name == "num_batches_tracked":
+        return "buffer: a count of batches"
+    return "buffer" if role == "buffer" else ""
 
 
 class InitialValues(Protocol):
@@ -110,7 +173,8 @@ class Target:
 
     `label` names it in reports. `is_model` tells a model, whose dtypes are shown but do not
     count, from another checkpoint. `others` are keys of its state dict that are no tensors, `ties`
-    the groups of keys that share one parameter.
+    the groups of keys that share one parameter. `tensors` are those that it holds; None for a model
+    that is only named, whose values a seed would have to make.
     """
 
     label: str
@@ -119,6 +183,7 @@ class Target:
     others: tuple[str, ...] = ()
     ties: tuple[tuple[str, ...], ...] = ()
     initial: InitialValues | None = None
+    tensors: Mapping[str, TensorRef] | None = None
 
     def initial_source(self, key: str, seed: int) -> Source:
         """How the value that the target itself would give `key` is made; UsageError if it has none."""

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Hashable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from itertools import permutations
 from math import isqrt, prod
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from ckptsurgeon.checkpoint import Checkpoint, Target, TargetEntry
-from ckptsurgeon.tensor import Role, TensorSpec, only_ones_differ
+from ckptsurgeon.errors import UsageError
+from ckptsurgeon.tensor import Role, TensorRef, TensorSpec, only_ones_differ
 
-Status = Literal["matched", "dtype", "shape", "missing", "unexpected"]
+if TYPE_CHECKING:
+    from ckptsurgeon.comparison import Comparison
+    from ckptsurgeon.stream import Progress
+
+Status = Literal["matched", "values", "dtype", "shape", "missing", "unexpected"]
 _POSITIONS = re.compile(r"pos(ition)?(al)?_?emb|relative_position_bias_table|position_ids", re.IGNORECASE)
 _EMBEDDING = re.compile(r"(^|[._])(tok|token|word|wte|emb|embed|embedding|embeddings|embed_tokens|shared)([._]|$)")
 _HEADS = frozenset(
@@ -43,7 +48,10 @@ class Mend:
 
 @dataclass(frozen=True)
 class Row:
-    """One key of either side. `left` is the checkpoint's spec, `right` the target's."""
+    """One key of either side. `left` is the checkpoint's spec, `right` the target's.
+
+    `values` is how their values differ, where that was asked for and the shapes are equal.
+    """
 
     key: str
     status: Status
@@ -52,11 +60,12 @@ class Row:
     role: Role = "tensor"
     module: str = ""
     mend: Mend | None = None
+    values: Comparison | None = None
 
 
 @dataclass(frozen=True)
 class Coverage:
-    """How much of the target the checkpoint fills."""
+    """How much of the target the checkpoint fills; with values, only with equal ones."""
 
     tensors: int
     of_tensors: int
@@ -92,7 +101,10 @@ class Suggestion:
 
 @dataclass(frozen=True)
 class Diff:
-    """A checkpoint against a target: rows in the target's order, then what the target lacks."""
+    """A checkpoint against a target: rows in the target's order, then what the target lacks.
+
+    `has_values` tells whether the values were compared too.
+    """
 
     left: str
     right: str
@@ -100,10 +112,12 @@ class Diff:
     rows: tuple[Row, ...]
     coverage: Coverage
     suggestion: Suggestion | None = None
+    has_values: bool = False
 
     @property
     def same(self) -> bool:
-        """Whether names, shapes and dtypes agree; against a model dtypes do not count."""
+        """Whether names, shapes and dtypes agree, and the values where they were compared; against
+        a model dtypes do not count."""
         return all(row.status == "matched" for row in self.rows)
 
     def count(self, status: Status) -> int:
@@ -111,9 +125,21 @@ class Diff:
         return sum(row.status == status for row in self.rows)
 
 
-def diff(left: Checkpoint, target: Target) -> Diff:
-    """Every key of both sides with its status; headers are enough."""
+def diff(left: Checkpoint, target: Target, *, values: bool = False, progress: Progress | None = None) -> Diff:
+    """Every key of both sides with its status; headers are enough, but for `values`.
+
+    `progress` is called with the bytes of both sides read so far, and those to read.  Raises
+    UsageError when values are asked of a target that has none, InputError (with the key) when a
+    tensor cannot be read.
+    """
     rows = tuple(_rows(left, target))
+    if values:
+        if target.tensors is None:
+            raise UsageError(
+                f"{target.label} is a model spec, whose values are not there to compare; "
+                "compare with a checkpoint, or in Python with a live module"
+            )
+        rows = tuple(_with_values(rows, left, target.tensors, target.ties, progress))
     matched = [row for row in rows if row.status == "matched"]
     coverage = Coverage(
         len(matched),
@@ -123,7 +149,35 @@ def diff(left: Checkpoint, target: Target) -> Diff:
     )
     suggestion = _suggested(left, target) if any(row.status == "missing" for row in rows) else None
     label = left.origin.path if left.origin else "the checkpoint"
-    return Diff(label, target.label, target.is_model, rows, coverage, suggestion)
+    return Diff(label, target.label, target.is_model, rows, coverage, suggestion, values)
+
+
+def _with_values(
+    rows: tuple[Row, ...],
+    left: Checkpoint,
+    right: Mapping[str, TensorRef],
+    ties: tuple[tuple[str, ...], ...],
+    progress: Progress | None,
+) -> Iterator[Row]:
+    """The rows with their values compared: once for each pair of sources, whatever their names."""
+    from ckptsurgeon import comparison
+
+    one_name = {key: group[0] for group in ties for key in group}
+    pairs: dict[str, Hashable] = {}
+    for row in rows:
+        if row.left and row.right and row.left.shape == row.right.shape:
+            pairs[row.key] = left[row.key].tie or row.key, row.left, one_name.get(row.key, row.key), row.right
+    first = {pair: key for key, pair in reversed(pairs.items())}
+    found = comparison.compare_all(
+        {key: (left[key], right[key]) for key in pairs if first[pairs[key]] == key}, progress
+    )
+    for row in rows:
+        if row.key not in pairs:
+            yield row
+            continue
+        values = found[first[pairs[row.key]]]
+        differs = row.status == "matched" and not values.equal
+        yield replace(row, values=values, status="values" if differs else row.status)
 
 
 def _suggested(left: Checkpoint, target: Target) -> Suggestion | None:

@@ -69,7 +69,7 @@ def _frombuffer(data: memoryview | bytearray, dtype: str) -> torch.Tensor:
     return torch.frombuffer(buffer, dtype=torch.uint8).view(element)
 
 
-def to_torch(data: bytearray, spec: TensorSpec) -> torch.Tensor:
+def to_torch(data: bytearray | memoryview, spec: TensorSpec) -> torch.Tensor:
     """Contiguous little-endian bytes as a tensor; the 4-bit type comes as torch packs it, two in one."""
     import torch
 
@@ -102,9 +102,8 @@ def quantized(ref: TensorRef) -> torch.Tensor:
 def _raw(tensor: torch.Tensor) -> memoryview:
     import torch
 
-    flat = tensor.detach().to("cpu").contiguous().reshape(-1)
-    if flat.is_conj() or flat.is_neg():
-        flat = flat.resolve_conj().resolve_neg()
+    dense = tensor.detach().to("cpu").resolve_conj().resolve_neg().contiguous()
+    flat = dense.as_strided((dense.numel(),), (1,))  # of one element, `contiguous` keeps any stride
     return _bytes_of(flat.view(torch.uint8).numpy())
 
 

@@ -14,7 +14,7 @@ from math import prod
 from typing import TYPE_CHECKING, Literal
 
 from ckptsurgeon import versions, wrappers
-from ckptsurgeon.checkpoint import Checkpoint, Target
+from ckptsurgeon.checkpoint import Checkpoint, Target, buffer_words
 from ckptsurgeon.dtypes import DType
 from ckptsurgeon.errors import MOST_SHOWN, Problem, UsageError
 from ckptsurgeon.ops import Match, OperationError, reshaped
@@ -276,17 +276,19 @@ class _Work:
             entry = target.entries[key]
             why = self.mismatched.get(key, "not in the checkpoint")
             shared = [name for group in target.ties if key in group for name in group if name in self.refs]
+            buffer = buffer_words(key, entry.role, entry.module)
             if shared:
                 why += f"; the target shares it with {shared[0]!r}, which is there"
             if policy == "init":
                 self.refs[key] = TensorRef(entry.spec, target.initial_source(key, seed))
                 self.initialised.append(key)
                 made = f"initialised as {target.label} does" if target.is_model else f"taken from {target.label}"
-                self.missing[key] = made
+                self.missing[key] = f"{made} ({buffer})" if buffer else made
             elif policy == "skip":
-                self.missing[key] = "left out"
+                self.missing[key] = f"left out ({buffer})" if buffer else "left out"
             elif key not in lost:
-                text = f"{key!r} {list(entry.spec.shape)} of {target.label} is missing ({why})"
+                reason = f"{why}; {buffer}" if buffer else why
+                text = f"{key!r} {list(entry.spec.shape)} of {target.label} is missing ({reason})"
                 self.problems.append(Problem(f"{text}; use --missing init|skip", key=key, kind="missing"))
         if self.initialised:
             self._policy("--missing init", [((), (key,)) for key in self.initialised])

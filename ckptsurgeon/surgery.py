@@ -65,22 +65,36 @@ def target_of(thing: Like, select: str | None = None) -> Target:
     return targets.of(thing)
 
 
-def diff(source: Source, target: Like, rules: Rules = None, *, select: str | None = None) -> Diff:
+def diff(
+    source: Source,
+    target: Like,
+    rules: Rules = None,
+    *,
+    select: str | None = None,
+    values: bool = False,
+    progress: Progress | None = None,
+) -> Diff:
     """A checkpoint (after `rules`, if any) against a model or another checkpoint; headers only.
 
-    Raises PlanError when a rule cannot be applied.
+    With `values` the tensors that both have with one shape are read, block by block, and compared
+    too (`Row.values`); then those of a model are what the live module holds.  `progress` is called
+    with the bytes read so far and those to read.
+
+    Raises PlanError when a rule cannot be applied; with `values` UsageError for a model spec, which
+    has none, and InputError when a tensor cannot be read.
     """
     from ckptsurgeon import differ
 
     if rules is None:
-        return differ.diff(as_checkpoint(source, select), target_of(target, select))
+        return differ.diff(as_checkpoint(source, select), target_of(target, select), values=values, progress=progress)
     from ckptsurgeon import planner
     from ckptsurgeon.rules import Recipe
 
     recipe = Recipe.of(rules)
     ckpt = as_checkpoint(source, select or recipe.select)
     against = target_of(target, select)
-    return differ.diff(planner.apply_rules(ckpt, recipe, against).check().result, against)
+    made = planner.apply_rules(ckpt, recipe, against).check().result
+    return differ.diff(made, against, values=values, progress=progress)
 
 
 class PlanOptions(TypedDict, total=False):

@@ -6,14 +6,14 @@ Plans are made on specs alone; `TensorRef.read` and `TensorRef.blocks` are where
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import prod
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from ckptsurgeon import evaluate
+from ckptsurgeon import evaluate, indexing
 from ckptsurgeon.dtypes import DType
 from ckptsurgeon.limits import BLOCK
-from ckptsurgeon.sources import Absent, Apply, Extent, Fill, Source
+from ckptsurgeon.sources import Absent, Apply, Extent, Fill, Inline, Source, contiguous_strides, is_contiguous, span
 
 if TYPE_CHECKING:
     import torch
@@ -143,8 +143,49 @@ class TensorRef:
             at += len(block)
         return evaluate.to_torch(buffer, self.spec)
 
+    __iter__: ClassVar[None] = None
+    """Not iterable: a loop over `ref[0]`, `ref[1]` … would read the file once for each of them."""
+
+    def __getitem__(self, index: Any) -> torch.Tensor:
+        """`read()[index]`, in memory of its own; a basic index (integers, slices, `...`, None) of an
+        uncompressed tensor in a file reads only the bytes that it spans.
+
+        Raises IndexError (naming the shape) and ValueError as torch does, and InputError as `read`.
+        """
+        part = self._part(index)
+        return self.read()[index] if part is None else part.read()
+
+    def _part(self, index: Any) -> TensorRef | None:
+        """The part of the file that an index means; None where the tensor must be read as a whole."""
+        extent = self.source
+        if not isinstance(extent, Extent) or extent.codec is not None or self.quantizer is not None:
+            return None
+        if self.dtype.bits < 8 or not self.nbytes:
+            return None
+        view = indexing.view(self.shape, extent.strides or contiguous_strides(self.shape), index)
+        if view is None:
+            return None
+        item = self.dtype.itemsize
+        strides = None if 0 in view.shape or is_contiguous(view.shape, view.strides) else view.strides
+        nbytes = span(view.shape, view.strides) * item
+        source = replace(extent, offset=extent.offset + view.offset * item, nbytes=nbytes, strides=strides)
+        return replace(self, spec=TensorSpec(self.dtype, view.shape), source=source)
+
     def __repr__(self) -> str:
-        return f"TensorRef({self.spec})"
+        device = "" if self.stored is None or self.stored.device == "cpu" else f", {printable(self.stored.device)}"
+        return f"TensorRef({self.spec}, {self.nbytes:,} bytes{device}, {self._where})"
+
+    @property
+    def _where(self) -> str:
+        if isinstance(self.source, Extent):
+            inflated = "" if self.source.codec is None else " of a compressed member"
+            return f"{printable(self.source.path)} at byte {self.source.offset:,}{inflated}"
+        return "in memory" if isinstance(self.source, Inline) else "computed"
+
+
+def printable(text: str) -> str:
+    """`text`, quoted and escaped if it holds characters that do not print."""
+    return text if text.isprintable() else ascii(text)
 
 
 def only_ones_differ(a: Iterable[int], b: Iterable[int]) -> bool:

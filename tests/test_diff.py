@@ -152,9 +152,18 @@ def test_keys_that_no_rule_can_name_are_only_compared(ckpt: Any) -> None:
     assert "hint" not in ran.out
 
 
-def test_missing_buffers_are_called_buffers(ckpt: Any) -> None:
+def test_missing_buffers_are_called_what_they_are(ckpt: Any) -> None:
+    """By the module where a model is the target, by the name where it is another checkpoint."""
     have = state()
     del have["norm.running_mean"], have["norm.num_batches_tracked"]
     torch.save(have, "a.pth")
     lines = ckpt("diff", "a.pth", SPEC).out.splitlines()
-    assert [line.split()[-1] for line in lines[1:3]] == ["buffer", "buffer"]
+    assert lines[1].endswith("  buffer: running statistics of a BatchNorm2d")
+    assert lines[2].endswith("  buffer: a count of batches")
+    torch.save(state(), "b.pth")
+    lines = ckpt("diff", "a.pth", "b.pth").out.splitlines()
+    assert lines[1].endswith("  buffer: running statistics of a norm")
+    assert lines[2].endswith("  buffer: a count of batches")
+    ran = ckpt("remap", "a.pth", "--to", SPEC, "-o", "c.pth")
+    assert ran.code == 1
+    assert "is missing (not in the checkpoint; buffer: running statistics of a BatchNorm2d)" in ran.err

@@ -104,6 +104,7 @@ def documented(schema: str) -> set[str]:
 
 def test_the_json_objects_have_exactly_the_documented_fields(ckpt: Any, resnet_bundle: Path) -> None:
     torch.save({"netG": {"w": torch.ones(2)}, "netD": {"w": torch.ones(2)}}, "gan.pth")
+    torch.save({"netG": {"w": torch.zeros(2)}, "netD": {"w": torch.ones(2)}}, "gan2.pth")
     spec = "torchvision:resnet18,num_classes=10"
     seen: dict[str, set[str]] = {}
     for words in (
@@ -112,6 +113,7 @@ def test_the_json_objects_have_exactly_the_documented_fields(ckpt: Any, resnet_b
         ["ls", "--tree", resnet_bundle],
         ["diff", resnet_bundle, spec],
         ["diff", resnet_bundle, spec, "--rule", "strip module."],
+        ["diff", "gan.pth", "gan2.pth", "--select", ".", "--values"],
         ["remap", resnet_bundle, "--to", spec, "--fit", "-o", "b.pth"],
         ["remap", resnet_bundle, "--to", spec, "--dry-run"],
     ):

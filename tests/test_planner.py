@@ -351,7 +351,7 @@ def test_a_target_without_values_says_so() -> None:
     with torch.device("meta"):
         model = Net()
     plan = made({"stem.weight": torch.ones(8, 3, 3, 3)}, to=model, missing="init")
-    with pytest.raises(cs.TargetError, match="meta device and has no values to initialise 'norm.weight'"):
+    with pytest.raises(cs.TargetError, match="meta device and has no value for 'norm.weight'"):
         plan.result["norm.weight"].read()
 
 

@@ -6,6 +6,10 @@ and must give the forward pass of the weights that it was made from.
 
 from __future__ import annotations
 
+import importlib
+import os
+import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -187,6 +191,44 @@ def test_s8_sizes_of_one_are_squeezed_and_unsqueezed(ckpt: Any, trained: nn.Modu
     assert_same_tensors(torch.load("back.pth", weights_only=True), state)
 
 
+WHOLE = """
+import sys, torch, torchvision
+class Net(torchvision.models.ResNet):
+    def __setstate__(self, state):
+        open("ran", "w").close()
+        super().__setstate__(state)
+if __name__ == "__main__":
+    import whole, resnet18
+    model = whole.Net(torchvision.models.resnet.BasicBlock, [2, 2, 2, 2], num_classes=10)
+    resnet18.telling(model)
+    torch.save(model, "net.pth.tar")
+    torch.save(model, "old.pth.tar", _use_new_zipfile_serialization=False)
+    torch.save(model.state_dict(), "want.pth")
+"""
+
+
+@pytest.mark.parametrize("file", ["net.pth.tar", "old.pth.tar"])
+def test_s9_a_whole_pickled_model_without_its_class(ckpt: Any, file: str) -> None:
+    """Saved where its class was at hand; here that is gone, and nothing of it is imported or run."""
+    Path("whole.py").write_text(WHOLE)
+    env = {**os.environ, "PYTHONPATH": str(ROOT / "fixtures" / "make")}
+    subprocess.run([sys.executable, "whole.py"], check=True, env=env)
+    os.unlink("whole.py")
+    with pytest.raises(ModuleNotFoundError):
+        importlib.import_module("whole")
+    want = torch.load("want.pth", weights_only=True)
+    state = cs.open(file).state_dict()
+    assert_same_tensors(state, want)
+    assert ckpt("ls", file, "--match", "^fc").out.splitlines()[1].split()[0] == "fc.weight"
+    assert ckpt("convert", file, "clean.safetensors").code == 0
+    model = torchvision.models.resnet18(num_classes=10)
+    model.load_state_dict(state, strict=True)
+    assert torch.equal(model.eval()(X), loaded("clean.safetensors", num_classes=10)(X))
+    assert cs.load_into(torchvision.models.resnet18(num_classes=10), file).coverage == 1
+    assert not Path("ran").exists()
+    assert "whole" not in sys.modules
+
+
 def test_s16_a_replaced_last_layer_and_a_replaced_inner_convolution(resnet_bundle: Path, trained: nn.Module) -> None:
     alexnet = telling(torchvision.models.alexnet())
     save_file({key: value.contiguous() for key, value in alexnet.state_dict().items()}, "alexnet.safetensors")
@@ -236,6 +278,21 @@ def test_s17_pretrained_weights_into_a_changed_network(resnet_bundle: Path, trai
     assert_same_tensors({key: model.state_dict()[key] for key in new}, new)
 
 
+def test_s21_a_look_at_the_values_of_one_layer(ckpt: Any, resnet_bundle: Path, trained: nn.Module) -> None:
+    weight = trained.layer1[0].conv1.weight.detach()
+    ran = ckpt("ls", resnet_bundle, "--match", r"layer1\.0\.conv1", "--stats", "--json")
+    (row,) = ran.json["tensors"]
+    assert row["key"] == "module.layer1.0.conv1.weight"
+    assert row["stats"]["minimum"] == float(weight.min())
+    assert row["stats"]["maximum"] == float(weight.max())
+    assert row["stats"]["mean"] == pytest.approx(float(weight.double().mean()), rel=1e-9)
+    assert row["stats"]["std"] == pytest.approx(float(weight.double().std(correction=0)), rel=1e-9)
+    ref = cs.open(resnet_bundle)["module.layer1.0.conv1.weight"]
+    assert_same_tensor(ref.read(), weight)
+    assert_same_tensor(ref[3], weight[3])
+    assert_same_tensor(ref[::2, 0, ..., 1:], weight[::2, 0, ..., 1:])
+
+
 def test_s22_what_was_saved_on_a_gpu_is_written_for_any_machine(ckpt: Any, trained: nn.Module) -> None:
     """`torch.load` refuses the file without a GPU; ours comes out clean, and loads where the model is."""
     save_legacy(trained.state_dict(), "cpu.pth")
@@ -254,8 +311,38 @@ def test_s22_what_was_saved_on_a_gpu_is_written_for_any_machine(ckpt: Any, train
     assert torch.equal(model.conv1.weight.float(), trained.conv1.weight)
 
 
+def test_s23_running_statistics_belong_to_the_checkpoint_and_are_named(ckpt: Any, trained: nn.Module) -> None:
+    """A file of the parameters alone does not fit, and what it lacks is called by its name."""
+    torch.save(dict(trained.named_parameters()), "parameters.pth")
+    torch.save(trained.state_dict(), "all.pth")
+    buffers = [key for key, _ in trained.named_buffers()]
+    for target, owner in (("torchvision:resnet18", "BatchNorm2d"), ("all.pth", "norm")):
+        ran = ckpt("diff", "parameters.pth", target)
+        assert ran.code == 1
+        rows = [line for line in ran.out.splitlines() if line.startswith("missing")]
+        words = {"buffer: a count of batches", f"buffer: running statistics of a {owner}"}
+        assert {line[line.index("buffer:") :] for line in rows} == words
+        ran = ckpt("remap", "parameters.pth", "--to", target, "-o", "b.pth", "--missing", "init", "--force")
+        assert ran.code == 0
+        lines = [line for line in ran.out.splitlines() if line.startswith("  ") and "buffer:" in line]
+        assert {line[line.index("(buffer:") :] for line in lines} == {f"({word})" for word in words}
+    assert torch.equal(loaded("b.pth")(X), trained(X))
+
+    model = torchvision.models.resnet18()
+    report = cs.load_into(model, "parameters.pth", missing="init")
+    assert list(report.kept) == buffers
+    lines = [line for line in str(report).splitlines() if line.startswith("  kept as it was")]
+    assert lines[0] == (
+        "  kept as it was: bn1.running_mean (not in the checkpoint; buffer: running statistics of a BatchNorm2d)"
+    )
+    assert all("; buffer: " in line for line in lines)
+    assert not torch.equal(model.eval()(X), trained(X))
+    cs.load_into(model, "all.pth")
+    assert torch.equal(model(X), trained(X))
+
+
 def test_every_row_of_the_page_is_tested_here() -> None:
     page = (ROOT / "docs" / "from-snippets.md").read_text()
     rows = {line.split("|")[1].strip().lower() for line in page.splitlines() if line.startswith("| S")}
     tests = {name.split("_")[1] for name in globals() if name.startswith("test_s") and name.split("_")[1][1:].isdigit()}
-    assert rows == tests == {"s1", "s2", "s3", "s4", "s5", "s6", "s7", "s8", "s16", "s17", "s22"}
+    assert rows == tests == {"s1", "s2", "s3", "s4", "s5", "s6", "s7", "s8", "s9", "s16", "s17", "s21", "s22", "s23"}

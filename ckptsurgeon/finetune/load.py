@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ckptsurgeon import surgery
+from ckptsurgeon.checkpoint import buffer_words
 from ckptsurgeon.errors import PlanError, Problem, UsageError
 from ckptsurgeon.plans import Mismatched, Missing, Plan, Unexpected
 
@@ -38,12 +39,17 @@ class LoadReport:
     def __str__(self) -> str:
         total = len(self.loaded) + len(self.kept)
         lines = [f"loaded {len(self.loaded)} of {total} tensors, {100 * self.coverage:.2f} % of the elements"]
-        lines += [
-            f"  kept as it was: {key} ({self.plan.mismatched.get(key, 'not in the checkpoint')})" for key in self.kept
-        ]
+        lines += [f"  kept as it was: {key} ({self._why_kept(key)})" for key in self.kept]
         lines += [f"  partly loaded: {key} ({self.plan.mismatched[key]})" for key in self.partly]
         lines += [f"  not used: {key} ({why})" for key, why in self.plan.dropped.items()]
         return "\n".join([*lines, *(f"  warning: {warning}" for warning in self.plan.warnings)])
+
+    def _why_kept(self, key: str) -> str:
+        if key in self.plan.mismatched or self.plan.target is None:
+            return self.plan.mismatched.get(key, "")
+        entry = self.plan.target.entries[key]
+        buffer = buffer_words(key, entry.role, entry.module)
+        return f"not in the checkpoint; {buffer}" if buffer else "not in the checkpoint"
 
 
 def load_into(

@@ -3,24 +3,35 @@
 from __future__ import annotations
 
 import shlex
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from ckptsurgeon.checkpoint import buffer_words
 from ckptsurgeon.differ import Diff, Row
 from ckptsurgeon.report._text import columns, percent, plural, shown
 from ckptsurgeon.report.grouping import group
 from ckptsurgeon.tensor import TensorSpec
 
+if TYPE_CHECKING:
+    from ckptsurgeon.comparison import Comparison
+
 SCHEMA = "ckptsurgeon.diff/1"
 _ORDER = ("shape", "dtype", "missing", "unexpected")
+_ALMOST = 0.9999995
 
 
 def text(diff: Diff) -> str:
-    """The differences, like keys merged, then the counts and the coverage."""
+    """The differences, like keys merged, then those of values, the counts and the coverage."""
+    parts = [part for part in (_keys(diff), _values(diff)) if part]
+    return "\n".join(line for part in [*parts, _totals(diff)] for line in [*part, ""])[:-1]
+
+
+def _keys(diff: Diff) -> list[str]:
     rows: list[list[str]] = []
     for status in _ORDER:
         found = {row.key: row for row in diff.rows if row.status == status}
         for merged in group(
-            (key, (row.left, row.right, row.role, row.mend and row.mend.text)) for key, row in found.items()
+            (key, (row.left, row.right, row.role, _buffer(row), row.mend and row.mend.text))
+            for key, row in found.items()
         ):
             row = found[merged.keys[0]]
             count = f"×{len(merged.keys)}" if len(merged.keys) > 1 else ""
@@ -34,8 +45,47 @@ def text(diff: Diff) -> str:
                     _remark(row, len(merged.keys)),
                 ]
             )
-    lines = columns([["", "key", "", "checkpoint", "model" if diff.is_model else "target", ""], *rows]) if rows else []
-    return "\n".join([*lines, *([""] if lines else []), *_totals(diff)])
+    return columns([["", "key", "", "checkpoint", "model" if diff.is_model else "target", ""], *rows]) if rows else []
+
+
+def _values(diff: Diff) -> list[str]:
+    """A row for each tensor whose values differ, in file order."""
+    rows = [["", "key", "differing", "max abs", "rel L2", "cosine", "nan", "inf"]]
+    for row in diff.rows:
+        found = row.values
+        if found is None or found.equal or row.right is None:
+            continue
+        of = "–" if found.differing is None else f"{found.differing:,} of {row.right.numel:,}"
+        figures = [_figure(found.max_abs), _figure(found.relative_l2), _cosine(found.cosine)]
+        rows.append(["values", shown(row.key), of, *figures, _counts(found.nan), _counts(found.inf)])
+    return columns(rows, right=frozenset(range(2, 8))) if len(rows) > 1 else []
+
+
+def _figure(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3g}"
+
+
+def _cosine(value: float | None) -> str:
+    """Never rounded up to 1."""
+    if value is None:
+        return "–"
+    return ">0.999999" if _ALMOST <= value < 1 else f"{value:.6f}"
+
+
+def _counts(pair: tuple[int, int] | None) -> str:
+    """The counts of both sides, in short where they are the same."""
+    if pair is None:
+        return "–"
+    return f"{pair[0]:,}" if pair[0] == pair[1] else f"{pair[0]:,} / {pair[1]:,}"
+
+
+def _values_total(diff: Diff) -> str:
+    found = {row.key: row.values for row in diff.rows if row.values is not None}
+    equal = sum(values.equal for values in found.values())
+    line = f"values: {equal:,} of {plural(len(found), 'tensor')} equal"
+    sizes = {key: values.max_abs for key, values in found.items() if values.max_abs}
+    most = max(sizes, key=lambda key: sizes[key] or 0.0, default=None)
+    return line if most is None else f"{line}; largest difference {_figure(sizes[most])} in {shown(most)}"
 
 
 def _spec(spec: TensorSpec | None) -> str:
@@ -43,13 +93,16 @@ def _spec(spec: TensorSpec | None) -> str:
 
 
 def _remark(row: Row, members: int) -> str:
-    if row.status == "missing" and row.role == "buffer":
-        return "buffer"
     if row.mend is None:
-        return ""
+        return _buffer(row)
     if row.mend.rule is None:
         return row.mend.text
     return f"{row.mend.text}: {shown(row.mend.rule)}" if members == 1 else f"{row.mend.text} (a rule for each: --json)"
+
+
+def _buffer(row: Row) -> str:
+    """What a missing buffer is."""
+    return buffer_words(row.key, row.role, row.module) if row.status == "missing" else ""
 
 
 def _totals(diff: Diff) -> list[str]:
@@ -57,6 +110,7 @@ def _totals(diff: Diff) -> list[str]:
     coverage = diff.coverage
     lines = [
         f"{shown(diff.left)} against {shown(diff.right)}: {counts}",
+        *([_values_total(diff)] if diff.has_values else []),
         f"coverage: {coverage.tensors} of {plural(coverage.of_tensors, 'tensor')} ({percent(coverage.by_tensors)}), "
         f"{coverage.numel:,} of {plural(coverage.of_numel, 'element')} ({percent(coverage.by_numel)})",
     ]
@@ -64,7 +118,7 @@ def _totals(diff: Diff) -> list[str]:
         other = [
             row
             for row in diff.rows
-            if row.status == "matched" and row.left and row.right and row.left.dtype != row.right.dtype
+            if row.status in ("matched", "values") and row.left and row.right and row.left.dtype != row.right.dtype
         ]
         if other:
             pairs = sorted({f"{row.left.dtype} for {row.right.dtype}" for row in other if row.left and row.right})
@@ -87,7 +141,8 @@ def quote(rule: str) -> str:
 
 
 def _counted(diff: Diff) -> list[tuple[Any, str]]:
-    words = [("matched", "matched"), ("shape", "of another shape"), ("dtype", "of another dtype")]
+    words = [("matched", "matched"), ("values", "of other values")]
+    words += [("shape", "of another shape"), ("dtype", "of another dtype")]
     kinds = [*words, ("missing", "missing"), ("unexpected", "unexpected")]
     return [(status, word) for status, word in kinds if status == "matched" or diff.count(status)]  # type: ignore[arg-type]
 
@@ -95,13 +150,14 @@ def _counted(diff: Diff) -> list[tuple[Any, str]]:
 def data(diff: Diff) -> dict[str, Any]:
     """The JSON object of `ckpt diff --json`: every key of both sides."""
     coverage = diff.coverage
+    statuses = ("matched", *(("values",) if diff.has_values else ()), *_ORDER)
     return {
         "schema": SCHEMA,
         "checkpoint": diff.left,
         "target": diff.right,
         "target_is_model": diff.is_model,
         "same": diff.same,
-        "counts": {status: diff.count(status) for status in ("matched", *_ORDER)},  # type: ignore[arg-type]
+        "counts": {status: diff.count(status) for status in statuses},
         "coverage": {
             "tensors": coverage.tensors,
             "of_tensors": coverage.of_tensors,
@@ -118,11 +174,11 @@ def data(diff: Diff) -> dict[str, Any]:
             "tensors": diff.suggestion.tensors,
             "now": diff.suggestion.now,
         },
-        "keys": [_row(row) for row in diff.rows],
+        "keys": [_row(row, diff.has_values) for row in diff.rows],
     }
 
 
-def _row(row: Row) -> dict[str, Any]:
+def _row(row: Row, with_values: bool) -> dict[str, Any]:
     return {
         "key": row.key,
         "status": row.status,
@@ -131,6 +187,21 @@ def _row(row: Row) -> dict[str, Any]:
         "role": row.role,
         "module": row.module,
         "mend": None if row.mend is None else {"text": row.mend.text, "rule": row.mend.rule},
+        **({"values": _compared(row.values)} if with_values else {}),
+    }
+
+
+def _compared(found: Comparison | None) -> dict[str, Any] | None:
+    if found is None:
+        return None
+    counts = {"nan": found.nan, "inf": found.inf}
+    return {
+        "equal": found.equal,
+        "differing": found.differing,
+        "max_abs": found.max_abs,
+        "relative_l2": found.relative_l2,
+        "cosine": found.cosine,
+        **{name: pair and {"checkpoint": pair[0], "target": pair[1]} for name, pair in counts.items()},
     }
 
 

@@ -11,7 +11,7 @@ from ckptsurgeon.checkpoint import Target, TargetEntry
 from ckptsurgeon.dtypes import DTYPES
 from ckptsurgeon.errors import TargetError
 from ckptsurgeon.sources import Fill, Source
-from ckptsurgeon.tensor import TensorSpec
+from ckptsurgeon.tensor import TensorRef, TensorSpec
 
 if TYPE_CHECKING:
     import torch
@@ -54,7 +54,10 @@ def _target(thing: torch.nn.Module, label: str, build: Callable[[int], torch.nn.
     ties = tuple(tuple(group) for group in shared.values() if len(group) > 1)
     initial = _Values(label, (lambda seed: thing) if build is None else build)
     others = tuple(key for key, value in thing.state_dict().items() if not isinstance(value, torch.Tensor))
-    return Target(label, entries, True, others, ties, initial)
+    tensors = None
+    if build is None:
+        tensors = {key: TensorRef(entry.spec, initial.source(key, 0)) for key, entry in entries.items()}
+    return Target(label, entries, True, others, ties, initial, tensors)
 
 
 def _owner(key: str, owners: dict[str, str]) -> str:
@@ -88,7 +91,7 @@ class _Values:
         if value is None:
             raise TargetError(f"{self.label} is not what it was when its keys were taken: it has no {key!r}")
         if value.is_meta:
-            raise TargetError(f"{self.label} is on the meta device and has no values to initialise {key!r} with")
+            raise TargetError(f"{self.label} is on the meta device and has no value for {key!r}")
         return value.detach()
 
 

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from ckptsurgeon.cli._options import Json, Quiet, RecipeFile, Rules, Select
-from ckptsurgeon.cli._progress import busy
+from ckptsurgeon.cli._progress import bar, busy
 from ckptsurgeon.cli._sink import NO, Sink, failing
 
 
@@ -21,13 +21,17 @@ def diff(
     ],
     rule: Rules = None,
     recipe: RecipeFile = None,
+    values: Annotated[
+        bool, typer.Option("--values", help="Read the tensors that both have, and compare their values too.")
+    ] = False,
     min_coverage: Annotated[
         float | None,
         typer.Option(
             min=0.0,
             max=1.0,
             metavar="X",
-            help="Exit 0 when at least this share (0 to 1) of B's tensors and elements is matched.",
+            help="Exit 0 when at least this share (0 to 1) of B's tensors and elements is matched; "
+            "with --values only equal ones count.",
         ),
     ] = None,
     select: Select = None,
@@ -36,8 +40,8 @@ def diff(
 ) -> None:
     """Compare a checkpoint with a model or another checkpoint.
 
-    Names, shapes and dtypes count; exit 0 when they are the same, 1 when they differ. Against a
-    model dtypes are shown, but do not count. A model spec names code that is run:
+    Names, shapes and dtypes count, and with --values the values; exit 0 when they are the same, 1
+    when they differ. Against a model dtypes are shown, but do not count. A model spec names code that is run:
     torchvision:NAME, timm:NAME, transformers:FOLDER, package.module:factory, file.py:factory.
     """
     from ckptsurgeon import surgery
@@ -45,8 +49,12 @@ def diff(
 
     sink = Sink(as_json, quiet)
     rules = surgery.recipe(recipe, rule)
-    with busy(f"comparing with {b}", sink.shows_progress):
-        found = surgery.diff(a, b, rules, select=select)
+    if values:
+        with bar(f"comparing with {b}", sink.shows_progress) as progress:
+            found = surgery.diff(a, b, rules, select=select, values=True, progress=progress)
+    else:
+        with busy(f"comparing with {b}", sink.shows_progress):
+            found = surgery.diff(a, b, rules, select=select)
     sink.result(lambda: difference.text(found), lambda: difference.data(found))
     enough = found.same if min_coverage is None else found.coverage.least >= min_coverage
     if not enough:
