@@ -144,6 +144,15 @@ def test_nan_and_inf_count_and_do_not_spoil_the_figures() -> None:
     )
 
 
+def test_a_complex_value_is_its_two_parts() -> None:
+    nan = float("nan")
+    a = torch.tensor([complex(nan, 1), complex(nan, 1), 3 + 4j, complex(0, float("inf"))])
+    b = torch.tensor([complex(nan, 1), complex(nan, 2), 0j, complex(0, float("inf"))])
+    found = compare(ref(a), ref(b))
+    assert (found.differing, found.max_abs, found.nan, found.inf) == (2, 5.0, (2, 2), (1, 1))
+    assert (found.relative_l2, found.cosine) == (None, None)
+
+
 def test_scalars_and_empty_tensors_compare() -> None:
     assert compare(ref(torch.tensor(2.0)), ref(torch.tensor(3.0))).max_abs == 1.0
     assert compare(ref(torch.empty(0, 3)), ref(torch.empty(0, 3))) == Comparison(
