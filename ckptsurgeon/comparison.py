@@ -41,8 +41,8 @@ class Comparison:
       either is 0
 
     and over all elements: `equal`, whether every value is the same (NaN is NaN, -0 is 0, a complex
-    value is its two parts; integers are exact beyond 2**53), `differing`, the elements whose values are not, and `nan` and `inf`, the
-    elements of `a` and of `b` with a NaN or an infinity.
+    value is its two parts; integers are exact beyond 2**53), `differing`, the elements whose values
+    are not, and `nan` and `inf`, the elements of `a` and of `b` with a NaN or an infinity.
 
     A figure that overflows float64 is None.  Elements that share bytes (fewer than 8 bits) are
     compared by their bytes, equal nothing of another dtype, and have no figures.  Where nothing was
