@@ -40,8 +40,10 @@ if TYPE_CHECKING:
     from ckptsurgeon.surgery import remap as remap
     from ckptsurgeon.surgery import save as save
     from ckptsurgeon.surgery import target_of as target_of
+    from ckptsurgeon.surgery import verify as verify
     from ckptsurgeon.tensor import TensorRef as TensorRef
     from ckptsurgeon.tensor import TensorSpec as TensorSpec
+    from ckptsurgeon.verifier import Verification as Verification
 
 __version__ = "0.1.0"
 
@@ -68,8 +70,9 @@ _HOMES = {
     "limits": ("Limits",),
     "plans": ("Plan",),
     "rules": ("Recipe", "Rule"),
-    "surgery": ("Written", "convert", "diff", "open", "plan", "remap", "save", "target_of"),
+    "surgery": ("Written", "convert", "diff", "open", "plan", "remap", "save", "target_of", "verify"),
     "tensor": ("TensorRef", "TensorSpec"),
+    "verifier": ("Verification",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 _OTHER_NAMES = {"open": "open_checkpoint"}

@@ -164,15 +164,19 @@ def _checked(parts: Iterator[memoryview], extent: Extent) -> Iterator[memoryview
         raise InputError(f"the record {record.name} does not have its checksum: it is damaged", path=extent.path)
 
 
-def check_record(extent: Extent, size: int = BLOCK) -> None:
+def check_record(extent: Extent) -> None:
     """Read the whole record that an extent is a part of; InputError when it is damaged."""
     record = extent.record
-    if record is None or record.crc is None:
-        return
-    whole = replace(extent, offset=record.offset, nbytes=record.nbytes, strides=None, byteorder="little")
+    if record is not None and record.crc is not None:
+        read_through(replace(extent, offset=record.offset, nbytes=record.nbytes, strides=None))
+
+
+def read_through(extent: Extent) -> None:
+    """Read the bytes from the first to the last, and forget them; InputError when they cannot be
+    read, or are a whole record that does not have its checksum."""
     descriptor = extent.file.open()
     try:
-        for _ in _checked(_contiguous(descriptor, whole, size), whole):
+        for _ in _checked(_contiguous(descriptor, extent, BLOCK), extent):
             pass
     finally:
         os.close(descriptor)

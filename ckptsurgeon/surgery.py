@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from ckptsurgeon.plans import Mismatched, Missing, Plan, Unexpected
     from ckptsurgeon.rules import Recipe, Rule
     from ckptsurgeon.stream import Progress
+    from ckptsurgeon.verifier import Verification
 
     Path = str | os.PathLike[str]
     Source = Path | Checkpoint
@@ -320,6 +321,24 @@ def convert(
 ) -> Written:
     """Write a checkpoint in another format or dtype: a remap without rules; see `save` for `how`."""
     return remap(source, output, select=select, dtype=dtype, **how)
+
+
+def verify(
+    source: Path, against: Source | None = None, *, select: str | None = None, progress: Progress | None = None
+) -> tuple[Verification, Diff | None]:
+    """Read every byte of a checkpoint and hold it against its checksums; with `against`, compare it
+    with another one, values too.
+
+    The second result is None without `against`, and where the file is damaged.  Raises InputError
+    when a header or an index is not as it should be.
+    """
+    from ckptsurgeon import verifier
+
+    document = formats.inspect(source)
+    found = verifier.verify(document, progress)
+    if against is None or not found.ok:
+        return found, None
+    return found, diff(document.checkpoint(select), against, select=select, values=True, progress=progress)
 
 
 def recipe(path: Path | None, rules: Iterable[str | Rule] | None) -> Recipe | None:

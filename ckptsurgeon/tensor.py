@@ -13,7 +13,18 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from ckptsurgeon import evaluate, indexing
 from ckptsurgeon.dtypes import DType
 from ckptsurgeon.limits import BLOCK
-from ckptsurgeon.sources import Absent, Apply, Extent, Fill, Inline, Source, contiguous_strides, is_contiguous, span
+from ckptsurgeon.sources import (
+    Absent,
+    Apply,
+    Extent,
+    Fill,
+    Inline,
+    Pieces,
+    Source,
+    contiguous_strides,
+    is_contiguous,
+    span,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -124,6 +135,18 @@ class TensorRef:
         if self.quantizer is None:
             return self
         return TensorRef(TensorSpec(self.dtype.plain, self.shape), self.source, self.stored)
+
+    def extents(self) -> Iterator[Extent]:
+        """The stretches of files that the tensor is made of."""
+        todo = [self]
+        while todo:
+            source = todo.pop().source
+            if isinstance(source, Extent):
+                yield source
+            elif isinstance(source, Apply):
+                todo.extend(source.inputs)
+            elif isinstance(source, Pieces):
+                todo.extend(source.parts)
 
     def blocks(self, size: int = BLOCK) -> Iterator[memoryview]:
         """The contiguous little-endian bytes, at most about `size` at a time where that is possible."""

@@ -47,7 +47,7 @@ def test_a_module_is_its_state_dict() -> None:
     assert ckpt.origin.selected == "model/model.pkl"
     assert_same_tensors(ckpt, model.state_dict())
     assert_same_tensors(ckpt, PackageImporter("a.pt").load_pickle("model", "model.pkl").state_dict())
-    assert ckpt["0.weight"].stored.parameter
+    assert ckpt["0.weight"].role == "parameter"
 
 
 def test_a_state_dict_keeps_its_order_versions_and_ties(ckpt: Any) -> None:

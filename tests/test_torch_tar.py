@@ -152,7 +152,7 @@ def test_a_pickled_module_is_its_state_dict_and_its_class_is_a_container() -> No
     write(tar(made.members(Module())))
     ckpt = cs.open("a.pth.tar")
     assert_same_tensors(ckpt, {"weight": want["w"], "n": want["n"]})
-    assert ckpt["weight"].stored.parameter
+    assert ckpt["weight"].role == "parameter"
 
 
 def test_a_list_of_storages_larger_than_the_first_look() -> None:

@@ -23,7 +23,9 @@ from ckptsurgeon.comparison import Comparison, compare
 from ckptsurgeon.dtypes import DTYPES, parse_dtype
 from ckptsurgeon.sources import Inline
 
-DTYPES_OF_TORCH = [getattr(torch, name) for name, dtype in DTYPES.items() if dtype.bits >= 8]
+DTYPES_OF_TORCH = [
+    getattr(torch, name) for name, dtype in DTYPES.items() if dtype.bits >= 8 and dtype.kind != "quantized"
+]
 NUMBERS = st.floats(width=32) | st.sampled_from([0.0, -0.0, 1.0, float("nan"), float("inf"), -float("inf"), 1e-40])
 
 

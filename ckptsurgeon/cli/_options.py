@@ -34,6 +34,13 @@ class Missing(StrEnum):
     skip = "skip"
 
 
+class Tied(StrEnum):
+    """How a format that forbids sharing holds names that share one tensor."""
+
+    full = "full"
+    alias = "alias"
+
+
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else there.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print no results and no notes, only errors.")]
 Select = Annotated[
@@ -55,6 +62,21 @@ KeepExtras = Annotated[
     bool,
     typer.Option(
         "--keep-extras", help="Keep the rest of the file (epoch, optimizer …), in a .pth, .pt, .bin or .ckpt."
+    ),
+]
+ShardSize = Annotated[
+    str | None,
+    typer.Option(
+        "--shard-size",
+        metavar="SIZE",
+        help="Write shards of at most SIZE (5GB, 512MiB) and their index, into the folder OUT.",
+    ),
+]
+TiedNames = Annotated[
+    Tied,
+    typer.Option(
+        "--tied",
+        help="In safetensors: write tied names in full, or one of them and the others as aliases in the metadata.",
     ),
 ]
 Force = Annotated[bool, typer.Option("--force", help="Replace the output if it exists.")]

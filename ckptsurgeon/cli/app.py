@@ -16,7 +16,7 @@ from typing import Annotated
 
 import typer
 
-COMMANDS = ("ls", "diff", "remap", "convert")
+COMMANDS = ("ls", "diff", "remap", "convert", "verify")
 
 
 def _version(wanted: bool) -> None:

@@ -8,7 +8,7 @@ from ckptsurgeon.formats import _tree
 from ckptsurgeon.formats._document import Document
 from ckptsurgeon.formats._layout import Layout
 from ckptsurgeon.formats._outputs import SHARD_SIZE, Output, Tied, check_extras, files, output, problems
-from ckptsurgeon.formats._table import FORMATS, Format, inspect
+from ckptsurgeon.formats._table import FORMATS, Format, inspect, members
 from ckptsurgeon.formats._tree import Candidate, summary
 
 __all__ = [
@@ -23,6 +23,7 @@ __all__ = [
     "check_extras",
     "files",
     "inspect",
+    "members",
     "optimizers",
     "output",
     "problems",

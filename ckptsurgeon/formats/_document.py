@@ -12,6 +12,7 @@ from ckptsurgeon.checkpoint import Checkpoint, Origin
 from ckptsurgeon.errors import AmbiguousError, InputError, UsageError
 from ckptsurgeon.formats import _tree
 from ckptsurgeon.formats._tree import Candidate
+from ckptsurgeon.tensor import TensorRef
 
 
 @contextlib.contextmanager
@@ -27,17 +28,24 @@ def _about(path: str) -> Iterator[None]:
 @dataclass(frozen=True)
 class Document:
     """A whole file as inert data: `root` is the object it holds, `metadata` the str → str map of
-    formats that have one, `lacks` why a file of its kind has no state dict, where that is known."""
+    formats that have one, `lacks` why a file of its kind has no state dict, where that is known.
+
+    A sharded one names its `shards`; `remarks` are what is odd about a file, though it can be read.
+    """
 
     path: str
     format: str
     root: Any
     metadata: Mapping[str, str] = field(default_factory=dict)
     lacks: str | None = None
+    shards: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = ()
 
     @cached_property
     def candidates(self) -> tuple[Candidate, ...]:
         """Every state dict in the file, in file order; optimizer state is none."""
+        if self.lacks is not None:
+            return ()
         with _about(self.path):
             return _tree.candidates(self.root)
 
@@ -77,6 +85,17 @@ class Document:
             names = ", ".join(candidate.name for candidate in self.candidates) or "none"
             raise UsageError(f"{self.path}: --select {select} names nothing with tensors in it; state dicts: {names}")
         return found
+
+    def tensors(self) -> Iterator[tuple[str, TensorRef]]:
+        """Every tensor in the file, with its key in its state dict, or else its dotted place."""
+        seen: set[int] = set()
+        for candidate in self.candidates:
+            for key, ref in candidate.tensors.items():
+                seen.add(id(ref.source))
+                yield key, ref
+        for name, ref in _tree.tensors(self.root):
+            if id(ref.source) not in seen:
+                yield name, ref
 
     def node(self, select: str) -> Any:
         """The object at `select`; UsageError when there is none."""

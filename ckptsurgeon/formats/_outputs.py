@@ -122,19 +122,21 @@ def files(ckpt: Checkpoint, output: Output, keep_extras: bool = False) -> tuple[
     be kept and cannot be.
     """
     check_extras(ckpt.extras if keep_extras else None, output.format)
-    if output.tied == "alias" and output.holder.name == safetensors.NAME:
-        ckpt = _aliases.collapsed(ckpt)
+    aliased = output.tied == "alias" and output.holder.name == safetensors.NAME
     if not output.format.shards:
-        layout, lost = _layout(ckpt, output.format, keep_extras)
+        layout, lost = _layout(_aliases.collapsed(ckpt) if aliased else ckpt, output.format, keep_extras)
         return [(output.path, layout)], lost
-    parts = sharded.split(ckpt, output.shard_size)
+    once = aliased or output.holder.extras
+    parts = sharded.split(ckpt, output.shard_size, together=once)
+    if aliased:
+        parts = [_aliases.collapsed(part) for part in parts]
     laid_out = [_layout(part, output.holder, False)[0] for part in parts]
     if output.folder and len(parts) == 1:
         return [(output.path.removesuffix(_INDEX), laid_out[0])], []
     folder, base = os.path.split(output.path)
     names = sharded.shard_names(base, len(parts))
     place = {key: name for name, part in zip(names, parts, strict=True) for key in part}
-    index = sharded.index_bytes({key: place[key] for key in ckpt}, ckpt.nbytes)
+    index = sharded.index_bytes({key: place[key] for key in ckpt if key in place}, sharded.nbytes(ckpt.values(), once))
     made = [(os.path.join(folder, name), layout) for name, layout in zip(names, laid_out, strict=True)]
     return [*made, (output.path, Layout((index,)))], []
 

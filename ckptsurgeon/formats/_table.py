@@ -29,7 +29,7 @@ from ckptsurgeon.formats._document import Document
 from ckptsurgeon.formats._layout import Layout
 from ckptsurgeon.formats._probe import Probe
 from ckptsurgeon.limits import DEFAULT, Limits
-from ckptsurgeon.sources import File
+from ckptsurgeon.sources import Deflate, Extent, File, Record
 
 
 @dataclass(frozen=True)
@@ -104,6 +104,23 @@ def inspect(path: str | os.PathLike[str], limits: Limits = DEFAULT) -> Document:
         raise InputError(cause, path=name, hint=hint or f"readable are {_kinds()}")
     finally:
         os.close(descriptor)
+
+
+def members(path: str, limits: Limits = DEFAULT) -> list[Extent]:
+    """Every member of a zip archive with its checksum, tensors or not; nothing for other files."""
+    descriptor = _open(path)
+    try:
+        file = File.of(path, os.fstat(descriptor))
+        found = Probe.of(file, descriptor, limits).members.values()
+    finally:
+        os.close(descriptor)
+    made: list[Extent] = []
+    for member in found:
+        begin = 0 if member.deflated else member.offset
+        codec = Deflate(member.offset, member.packed) if member.deflated else None
+        record = Record(member.name, begin, member.size, member.crc)
+        made.append(Extent(file, begin, member.size, codec=codec, record=record))
+    return made
 
 
 def _shard(index: Probe) -> Callable[[str], Document]:

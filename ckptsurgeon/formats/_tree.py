@@ -416,6 +416,21 @@ def optimizers(root: Any) -> list[str]:
     return found
 
 
+def tensors(root: Any) -> Iterator[tuple[str, TensorRef]]:
+    """Every tensor at and below `root`, in state dicts and beside them, each object once, with its dotted place."""
+    todo: list[tuple[str, Any]] = [("", root)]
+    seen: set[int] = set()
+    while todo:
+        name, value = todo.pop()
+        ref = tensor_of(value, arrays=True)
+        if ref is not None:
+            yield name or BARE, ref
+        elif _is_container(value) and id(value) not in seen:
+            seen.add(id(value))
+            inner = [(f"{name}.{step}" if name else str(step), member) for step, member in children(value)]
+            todo.extend(reversed(inner))
+
+
 def describe(value: Any) -> str:
     """A few words for what a file holds."""
     if isinstance(value, TensorRef):

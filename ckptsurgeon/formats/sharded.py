@@ -9,13 +9,14 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from ckptsurgeon.checkpoint import Checkpoint
 from ckptsurgeon.errors import MOST_SHOWN, InputError, LimitError
+from ckptsurgeon.formats._aliases import restored
 from ckptsurgeon.formats._document import Document
 from ckptsurgeon.formats._probe import Probe
 from ckptsurgeon.tensor import TensorRef
@@ -114,6 +115,7 @@ class _Assembled:
         self.versions: dict[str, Any] = {}
         self.rest: dict[Any, Any] = {}
         self.wrong: list[tuple[str, str]] = []
+        self.remarks: list[str] = []
 
     def add(self, name: str, opened: tuple[Document, Checkpoint]) -> None:
         document, ckpt = opened
@@ -141,6 +143,13 @@ class _Assembled:
         if odd is not None:
             self.wrong.append(odd)
         self.fail()
+        names = Counter(map(id, self.tensors.values()))  # an alias is the very tensor of another name
+        unnamed = [key for key, ref in self.tensors.items() if key not in index.weight_map and names[id(ref)] == 1]
+        if unnamed:
+            self.remarks.append(f"the index does not name {_listed(unnamed)}, which the shards have")
+        total, refs = index.metadata.get("total_size"), list(self.tensors.values())
+        if isinstance(total, int | float) and total not in (nbytes(refs), nbytes(refs, together=False)):
+            self.remarks.append(f"the index says {total:.0f} bytes, the tensors have {nbytes(refs)}")
 
     def fail(self) -> None:
         """InputError with everything that is wrong, if anything is."""
@@ -152,11 +161,17 @@ class _Assembled:
             )
 
     def document(self) -> Document:
-        root: OrderedDict[Any, Any] = OrderedDict(self.tensors)
+        tensors, metadata = restored(self.tensors, self.metadata)
+        root: OrderedDict[Any, Any] = OrderedDict(tensors)
         root.update({key: value for key, value in self.rest.items() if key not in root})
         if self.versions:
             root._metadata = self.versions  # type: ignore[attr-defined]
-        return Document(self.path, f"{_PREFIX}{self.format}", root, self.metadata)
+        return Document(self.path, f"{_PREFIX}{self.format}", root, metadata, None, self.paths(), tuple(self.remarks))
+
+    def paths(self) -> tuple[str, ...]:
+        """The shards' paths."""
+        folder = self.path if os.path.isdir(self.path) else os.path.dirname(self.path)
+        return tuple(os.path.join(folder, name) for name in self.shards)
 
 
 def _of_another_dtype(index: Index, shards: Mapping[str, Checkpoint]) -> tuple[str, str] | None:
@@ -167,10 +182,11 @@ def _of_another_dtype(index: Index, shards: Mapping[str, Checkpoint]) -> tuple[s
     in some of the shards, and not in all, gives exactly that number, they are not of one piece.
     """
     total = index.metadata.get("total_size")
-    have = sum(ckpt.nbytes for ckpt in shards.values())
+    refs = [ref for ckpt in shards.values() for ref in ckpt.values()]
+    have = nbytes(refs)
     if isinstance(total, float) and total.is_integer():
         total = int(total)
-    if type(total) is not int or total == have:
+    if type(total) is not int or total in (have, nbytes(refs, together=False)):
         return None
     by_dtype: dict[str, list[str]] = {}
     for name, ckpt in shards.items():
@@ -180,11 +196,11 @@ def _of_another_dtype(index: Index, shards: Mapping[str, Checkpoint]) -> tuple[s
     if len(by_dtype) < 2:
         return None
     for dtype, names in by_dtype.items():
-        refs = [(key, ref) for name in names for key, ref in shards[name].items() if ref.dtype.name == dtype]
-        numel_here, size = sum(ref.numel for _, ref in refs), refs[0][1].dtype.itemsize
+        held = {key: ref for name in names for key, ref in shards[name].items() if ref.dtype.name == dtype}
+        key, size = next(iter(held)), next(iter(held.values())).dtype.itemsize
+        numel_here = nbytes(held.values()) // size
         for other in (1, 2, 4, 8):
             if other != size and have + numel_here * (other - size) == total:
-                key = refs[0][0]
                 return (
                     key,
                     f"{_listed(names)} holds {key!r} as {dtype}, {size} bytes each, but the index counts {other}",
@@ -216,16 +232,16 @@ def numbered(names: Iterable[str]) -> dict[tuple[str, str, int], dict[int, str]]
     return groups
 
 
-def split(ckpt: Checkpoint, size: int) -> list[Checkpoint]:
+def split(ckpt: Checkpoint, size: int, together: bool) -> list[Checkpoint]:
     """The checkpoint in parts of at most `size` bytes, in order; a tensor that is larger has its own.
 
-    Names that share their storage stay together, so that a format with ties keeps them.
+    With `together` names that share their storage go into one part, where they are written once.
     """
     parts: list[dict[str, TensorRef]] = [{}]
     used = 0
     place: dict[Hashable, int] = {}
     for key, ref in ckpt.items():
-        shared = place.get(ref.tie) if ref.tie is not None else None
+        shared = place.get(ref.tie) if together and ref.tie is not None else None
         if shared is not None:
             parts[shared][key] = ref
             continue
@@ -237,6 +253,14 @@ def split(ckpt: Checkpoint, size: int) -> list[Checkpoint]:
         if ref.tie is not None:
             place[ref.tie] = len(parts) - 1
     return [ckpt.replace(tensors=part) for part in parts]
+
+
+def nbytes(refs: Iterable[TensorRef], together: bool = True) -> int:
+    """The bytes of tensors, what is shared counted once, or with `together` false as often as it has a name."""
+    if not together:
+        return sum(ref.nbytes for ref in refs)
+    sizes: dict[Hashable, int] = {id(ref) if ref.tie is None else ref.tie: ref.nbytes for ref in refs}
+    return sum(sizes.values())
 
 
 def index_bytes(weight_map: Mapping[str, str], total: int) -> bytes:

@@ -52,9 +52,8 @@ def read(probe: Probe) -> Document:
         members = _members(probe)
         storages = _storages(_Cursor(probe, members["storages"]))
         tensors = _tensors(_Cursor(probe, members["tensors"]), storages)
-        known = builders(probe.limits)
         cursor = _Cursor(probe, members["pickle"])
-        tree = cursor.pickled({**known, **_variables(known)}, _Persistent(tensors, storages))
+        tree = cursor.pickled(builders(probe.limits), _Persistent(tensors, storages))
         cursor.finish()
     except (BadTar, BadPickle, BadRecord) as error:
         raise InputError(f"damaged torch tar: {error}", path=probe.file.path) from None
@@ -196,12 +195,6 @@ def _tensors(cursor: _Cursor, storages: Mapping[int, Storage]) -> dict[int, Tens
         _put(found, number, view(storage, storage.dtype, numbers[-1], shape, strides, limits))
     cursor.finish()
     return found
-
-
-def _variables(known: Mapping[str, Any]) -> dict[str, Any]:
-    """Parameters and variables, which that torch pickled by class: the tensor inside them."""
-    parameter = known["torch._utils._rebuild_parameter"]
-    return {"torch.nn.parameter.Parameter": parameter, "torch.autograd.variable.Variable": parameter}
 
 
 class _Persistent:

@@ -10,7 +10,7 @@ Source: torch/csrc/jit/serialization/export_module.cpp and import.cpp; `code/` p
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from ckptsurgeon.errors import InputError
@@ -119,7 +119,7 @@ class _Module:
         for name in self.declared.slots:
             value = held[name]
             if name in self.declared.parameters:
-                parameters[name] = _parameter(value)
+                parameters[name] = value
             elif name in self.declared.buffers:
                 buffers[name] = value
             elif id(value) in modules:
@@ -127,12 +127,6 @@ class _Module:
             else:
                 others[name] = value
         return {**others, **dict(zip(_FORM, (parameters, buffers, inner), strict=True))}
-
-
-def _parameter(value: Any) -> Any:
-    if not isinstance(value, TensorRef) or value.stored is None:
-        return value
-    return replace(value, stored=replace(value.stored, role="parameter"))
 
 
 def _modules(tree: Any, code: _Code) -> dict[int, _Module]:

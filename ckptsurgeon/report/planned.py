@@ -78,11 +78,14 @@ def _end(plan: Plan, written: Written | None, keep_extras: bool) -> list[str]:
     if not plan.ok:
         return [f"nothing would be written: {plural(len(plan.problems), 'problem')}"]
     what = f"{plural(len(result), 'tensor')}, {plural(result.numel, 'element')}, {size(result.nbytes)}"
-    lines = [f"would write {what}" if written is None else f"wrote {shown(written.path)} ({written.format}): {what}"]
+    lines = [f"would write {what}"]
+    if written is not None:
+        shards = f", {plural(len(written.files) - 1, 'shard')} and their index" if written.files else ""
+        lines = [f"wrote {shown(written.path)} ({written.format}{shards}): {what}"]
     if plan.source.extras and not keep_extras:
         lines.append(f"not kept: {shown(formats.summary(plan.source.extras))} (--keep-extras keeps what it can)")
     metadata = {key: value for key, value in plan.source.metadata.items() if key != "format"}
-    if metadata and written is not None and written.format != "safetensors":
+    if metadata and written is not None and not written.format.endswith("safetensors"):
         lines.append(f"not kept: the metadata {shown(', '.join(metadata))} ({written.format} holds none)")
     return lines + [f"not kept: {shown(name)}" for name in (written.lost if written is not None else ())]
 
@@ -117,6 +120,7 @@ def data(plan: Plan, written: Written | None) -> dict[str, Any]:
             "file": written.path,
             "format": written.format,
             "nbytes": written.nbytes,
+            "files": list(written.files) or [written.path],
             "lost_extras": list(written.lost),
             "warnings": list(written.warnings),
         },

@@ -42,9 +42,14 @@ class Node:
 def tree(document: Document, select: str | None = None) -> Node:
     """The whole object of a file, or the part of it that `select` names."""
     value = document.root if select is None else document.node(select)
-    root = _Builder().node(document.path if select is None else f"{document.path} {select}", value, 0)
+    root = node(document.path if select is None else f"{document.path} {select}", value)
     root.text = f"{document.format}: {root.text}"
     return root
+
+
+def node(name: str, value: Any) -> Node:
+    """A value with everything in it."""
+    return _Builder().node(name, value, 0)
 
 
 class _Builder:

@@ -6,13 +6,10 @@ take their bytes out of it in another order, so it is read once more.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-
 from ckptsurgeon import evaluate
 from ckptsurgeon.errors import InputError
 from ckptsurgeon.formats import Layout
-from ckptsurgeon.sources import Apply, Extent, File, Pieces, Record
-from ckptsurgeon.tensor import TensorRef
+from ckptsurgeon.sources import Extent, File, Record
 
 _WORTH = 4
 """A record is read only when it is at most so many times as large as what is copied of it: a small
@@ -26,7 +23,7 @@ def prove(layout: Layout) -> None:
     for part in layout.parts:
         if isinstance(part, bytes):
             continue
-        for extent in extents(part):
+        for extent in part.extents():
             if extent.record is None or extent.record.crc is None:
                 continue
             identity = (extent.file, extent.record)
@@ -42,17 +39,3 @@ def prove(layout: Layout) -> None:
             except InputError as error:
                 error.key = error.key or key
                 raise
-
-
-def extents(ref: TensorRef) -> Iterator[Extent]:
-    """The stretches of files that a tensor is made of."""
-    todo: list[TensorRef] = [ref]
-    while todo:
-        source = todo.pop().source
-        if isinstance(source, Extent):
-            yield source
-        else:
-            more: Iterable[TensorRef] = (
-                source.parts if isinstance(source, Pieces) else source.inputs if isinstance(source, Apply) else ()
-            )
-            todo.extend(more)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ckptsurgeon.cli._options import Dtype, Force, Json, KeepExtras, Quiet, Select
+from ckptsurgeon.cli._options import Dtype, Force, Json, KeepExtras, Quiet, Select, ShardSize, Tied, TiedNames
 from ckptsurgeon.cli._progress import bar
 from ckptsurgeon.cli._sink import Sink, failing
 
@@ -16,10 +16,15 @@ from ckptsurgeon.cli._sink import Sink, failing
 def convert(
     source: Annotated[Path, typer.Argument(metavar="IN", help="A checkpoint; its kind is found by its content.")],
     output: Annotated[
-        Path, typer.Argument(metavar="OUT", help="The file to write: .safetensors, .pth, .pt, .bin or .ckpt.")
+        str,
+        typer.Argument(
+            metavar="OUT", help="The file to write: .safetensors, .pth, .pt, .bin, .ckpt; a folder for shards."
+        ),
     ],
     dtype: Dtype = None,
     keep_extras: KeepExtras = False,
+    shard_size: ShardSize = None,
+    tied: TiedNames = Tied.full,
     force: Force = False,
     select: Select = None,
     as_json: Json = False,
@@ -30,9 +35,17 @@ def convert(
     from ckptsurgeon.report import planned
 
     sink = Sink(as_json, quiet)
-    with bar(f"writing {output.name}", sink.shows_progress) as progress:
+    with bar(f"writing {Path(output).name}", sink.shows_progress) as progress:
         written = surgery.convert(
-            source, output, select=select, dtype=dtype, keep_extras=keep_extras, force=force, progress=progress
+            source,
+            output,
+            select=select,
+            dtype=dtype,
+            keep_extras=keep_extras,
+            shard_size=shard_size,
+            tied=tied.value,
+            force=force,
+            progress=progress,
         )
     for warning in written.warnings:
         sink.note(f"warning: {warning}")

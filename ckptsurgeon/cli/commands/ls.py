@@ -22,6 +22,9 @@ def ls(
     tree: Annotated[
         bool, typer.Option("--tree", help="Draw the whole object in the file, with everything beside the tensors.")
     ] = False,
+    extras: Annotated[
+        bool, typer.Option("--extras", help="Show what is beside the tensors: epoch, optimizer, hyperparameters …")
+    ] = False,
     stats: Annotated[
         bool, typer.Option("--stats", help="Read the values too: min, max, mean, std, NaN and Inf counts.")
     ] = False,
@@ -38,8 +41,8 @@ def ls(
     from ckptsurgeon.report import listing
 
     sink = Sink(as_json, quiet)
-    if tree and (match or stats):
-        raise UsageError("--tree shows the whole object; it goes with --limit, not with --match or --stats")
+    if (tree or extras) and (match or stats or (tree and extras)):
+        raise UsageError("--tree and --extras stand alone, with --limit; --match and --stats are about tensors")
     try:
         pattern = None if match is None else re.compile(match)
     except re.error as error:
@@ -50,6 +53,11 @@ def ls(
 
         root = trees.tree(document, select)
         sink.result(lambda: trees.text(root, limit), lambda: trees.data(document, root))
+    elif extras:
+        from ckptsurgeon.report import extras as rest
+
+        found, place = rest.of(document, select)
+        sink.result(lambda: rest.text(document, found, limit), lambda: rest.data(document, found, place))
     elif select is None and document.candidates and document.main is None:
         sink.result(lambda: listing.candidates_text(document), lambda: listing.candidates_data(document))
     else:

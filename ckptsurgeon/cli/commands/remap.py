@@ -18,6 +18,9 @@ from ckptsurgeon.cli._options import (
     RecipeFile,
     Rules,
     Select,
+    ShardSize,
+    Tied,
+    TiedNames,
     Unexpected,
 )
 from ckptsurgeon.cli._progress import bar, busy
@@ -28,8 +31,10 @@ from ckptsurgeon.cli._sink import NO, Sink, failing, problems
 def remap(
     source: Annotated[Path, typer.Argument(metavar="IN", help="The checkpoint to change; it is left as it is.")],
     output: Annotated[
-        Path | None,
-        typer.Option("--output", "-o", metavar="OUT", help="The file to write; its suffix says the format."),
+        str | None,
+        typer.Option(
+            "--output", "-o", metavar="OUT", help="The file to write; its suffix says the format. A folder for shards."
+        ),
     ] = None,
     rule: Rules = None,
     recipe: RecipeFile = None,
@@ -49,6 +54,8 @@ def remap(
     dtype: Dtype = None,
     seed: Annotated[int, typer.Option(min=0, max=2**64 - 1, metavar="N", help="The seed of what is initialised.")] = 0,
     keep_extras: KeepExtras = False,
+    shard_size: ShardSize = None,
+    tied: TiedNames = Tied.full,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and write nothing.")] = False,
     force: Force = False,
     allow_unused: Annotated[bool, typer.Option("--allow-unused", help="Tolerate rules that match nothing.")] = False,
@@ -84,13 +91,23 @@ def remap(
             dtype=dtype,
             seed=seed,
             keep_extras=keep_extras,
+            shard_size=shard_size,
+            tied=tied.value,
             allow_unused=allow_unused,
             force=force or dry_run,
         )
     written = None
     if plan.ok and not dry_run and output is not None:
-        with bar(f"writing {output.name}", sink.shows_progress) as progress:
-            written = surgery.carry_out(plan, output, keep_extras=keep_extras, force=force, progress=progress)
+        with bar(f"writing {Path(output).name}", sink.shows_progress) as progress:
+            written = surgery.carry_out(
+                plan,
+                output,
+                keep_extras=keep_extras,
+                shard_size=shard_size,
+                tied=tied.value,
+                force=force,
+                progress=progress,
+            )
     for warning in written.warnings if written is not None else plan.warnings if plan.ok else ():
         sink.note(f"warning: {warning}")
     if plan.ok or dry_run or as_json:

@@ -1,0 +1,106 @@
+"""What is in a file beside its state dict: `ckpt ls --extras`."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from ckptsurgeon.checkpoint import Checkpoint
+from ckptsurgeon.formats import Document
+from ckptsurgeon.inert import Opaque
+from ckptsurgeon.report import tree as trees
+from ckptsurgeon.report._text import shown
+from ckptsurgeon.tensor import TensorRef
+
+SCHEMA = "ckptsurgeon.extras/1"
+_DEEPEST = 100
+_MOST = 1_000_000
+
+
+def of(document: Document, select: str | None) -> tuple[Any, str | None]:
+    """The extras, and where the state dict beside them is; the whole object where there is none, or
+    where several could be meant."""
+    if select is None and document.main is None:
+        return document.root, None
+    found: Checkpoint = document.checkpoint(select)
+    return found.extras, found.origin.selected if found.origin else None
+
+
+def text(document: Document, extras: Any, limit: int | None) -> str:
+    """The extras as a tree."""
+    if not extras:
+        return f"{shown(document.path)}: nothing beside the tensors"
+    root = trees.node(document.path, extras)
+    root.text = f"{document.format}, beside the tensors: {root.text}"
+    return trees.text(root, limit)
+
+
+def data(document: Document, extras: Any, select: str | None) -> dict[str, Any]:
+    """The JSON object of `ckpt ls --extras --json`."""
+    return {
+        "schema": SCHEMA,
+        "file": document.path,
+        "format": document.format,
+        "select": select,
+        "extras": _Plain().value(extras, 0),
+    }
+
+
+class _Plain:
+    """Inert data as JSON: what JSON lacks is an object with one telling name."""
+
+    def __init__(self) -> None:
+        self.above: set[int] = set()
+        self.count = 0
+
+    def value(self, value: Any, depth: int) -> Any:
+        if value is None or isinstance(value, bool | int | str):
+            return value
+        if isinstance(value, float):
+            return value if math.isfinite(value) else {"float": str(value)}
+        if isinstance(value, complex):
+            return {"complex": str(value)}
+        if isinstance(value, bytes | bytearray):
+            return {"bytes": len(value)}
+        if isinstance(value, TensorRef):
+            return {"tensor": value.dtype.name, "shape": list(value.shape)}
+        self.count += 1
+        if id(value) in self.above or depth > _DEEPEST or self.count > _MOST:
+            return {"omitted": "it contains itself, or is too large"}
+        self.above.add(id(value))
+        made = self.container(value, depth + 1)
+        self.above.discard(id(value))
+        return made
+
+    def container(self, value: Any, depth: int) -> Any:
+        if isinstance(value, dict):
+            return self.mapping(value, depth)
+        if isinstance(value, list | tuple):
+            return [self.value(member, depth) for member in value]
+        if isinstance(value, set | frozenset):
+            return [self.value(member, depth) for member in sorted(value, key=repr)]
+        if isinstance(value, Opaque):
+            return self.record(value, depth)
+        return {"object": type(value).__name__}
+
+    def mapping(self, value: dict[Any, Any], depth: int) -> Any:
+        names = [key if isinstance(key, str) else str(key) for key in value]
+        if len(set(names)) == len(names):
+            return {name: self.value(member, depth) for name, member in zip(names, value.values(), strict=True)}
+        return {"pairs": [[self.value(key, depth), self.value(member, depth)] for key, member in value.items()]}
+
+    def record(self, value: Opaque, depth: int) -> Any:
+        if value.name == "torch.Size" and value.args:
+            return self.value(value.args[0], depth)
+        if value.args is None:
+            return {"class": value.name}
+        made: dict[str, Any] = {"class": value.name}
+        if value.args:
+            made["args"] = [self.value(member, depth) for member in value.args]
+        if value.items:
+            made["items"] = [self.value(member, depth) for member in value.items]
+        if value.pairs is not None:
+            made["items"] = self.mapping(value.pairs, depth)
+        if value.state is not None:
+            made["state"] = self.value(value.fields() if value.pairs is None and value.fields() else value.state, depth)
+        return made
