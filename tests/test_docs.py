@@ -102,15 +102,25 @@ def documented(schema: str) -> set[str]:
     return {line.split("`")[1] for line in section.splitlines() if line.startswith("| `")}
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")
 def test_the_json_objects_have_exactly_the_documented_fields(ckpt: Any, resnet_bundle: Path) -> None:
     torch.save({"netG": {"w": torch.ones(2)}, "netD": {"w": torch.ones(2)}}, "gan.pth")
     torch.save({"netG": {"w": torch.zeros(2)}, "netD": {"w": torch.ones(2)}}, "gan2.pth")
+    quantized = torch._make_per_tensor_quantized_tensor(torch.ones(2, dtype=torch.int8), 0.5, 0)
+    odd = {"q": quantized, "s": torch.eye(2).to_sparse(), "p": torch.nn.Parameter(torch.ones(1))}
+    torch.save(odd, "odd.pth")
+    raw = Path("gan.pth").read_bytes()
+    Path("bad.pth").write_bytes(raw.replace(b"\0\0\x80?" * 2, b"\0\0\x80@" * 2))
     spec = "torchvision:resnet18,num_classes=10"
     seen: dict[str, set[str]] = {}
     for words in (
         ["ls", resnet_bundle, "--stats", "--limit", "3"],
         ["ls", "gan.pth"],
+        ["ls", "odd.pth"],
         ["ls", "--tree", resnet_bundle],
+        ["ls", "--extras", resnet_bundle],
+        ["verify", "gan.pth", "--against", "gan.pth", "--select", "netG"],
+        ["verify", "bad.pth"],
         ["diff", resnet_bundle, spec],
         ["diff", resnet_bundle, spec, "--rule", "strip module."],
         ["diff", "gan.pth", "gan2.pth", "--select", ".", "--values"],
@@ -119,8 +129,9 @@ def test_the_json_objects_have_exactly_the_documented_fields(ckpt: Any, resnet_b
     ):
         data = ckpt(*words, "--json").json
         seen.setdefault(data["schema"], set()).update(fields(data))
-    assert set(seen) == {"ckptsurgeon.ls/1", "ckptsurgeon.tree/1", "ckptsurgeon.diff/1", "ckptsurgeon.remap/1"}
+    kinds = ("diff", "extras", "ls", "remap", "tree", "verify")
+    assert sorted(seen) == [f"ckptsurgeon.{kind}/1" for kind in kinds]
     for schema, got in seen.items():
         told = documented(schema)
-        free = ("metadata.", "dropped.", "missing.", "mismatched.", "tree.")
+        free = ("metadata.", "dropped.", "missing.", "mismatched.", "tree.", "extras.", "against.")
         assert {f for f in got if not f.startswith(free)} == {f for f in told if not f.startswith(free)}, schema

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 SCHEMA = "ckptsurgeon.ls/1"
 _TIES_SHOWN = 5
+_WASTE = 1 << 20
 
 
 def selected(ckpt: Checkpoint, match: re.Pattern[str] | None, limit: int | None) -> tuple[list[str], int]:
@@ -74,6 +75,7 @@ def _summary(ckpt: Checkpoint) -> list[str]:
         place = "" if origin.selected == "." else f", state dict at {shown(origin.selected)}"
         lines.append(f"{shown(origin.path)}: {origin.format}{place}")
     lines.append(f"{plural(len(ckpt), 'tensor')}, {plural(ckpt.numel, 'element')}, {size(ckpt.nbytes)}")
+    lines += _unused(ckpt)
     ties = ckpt.tied()
     lines += [f"tied: {', '.join(shown(key) for key in group)}" for group in ties[:_TIES_SHOWN]]
     if len(ties) > _TIES_SHOWN:
@@ -84,6 +86,28 @@ def _summary(ckpt: Checkpoint) -> list[str]:
         shown_metadata = ", ".join(f"{key}={value[:60]}" for key, value in list(ckpt.metadata.items())[:8])
         lines.append(f"metadata: {shown(shown_metadata)}")
     return lines
+
+
+def _unused(ckpt: Checkpoint) -> list[str]:
+    """Why a file is larger than its tensors: views of storages that are mostly not used."""
+    storages: dict[Any, int] = {}
+    users: dict[Any, dict[Any, tuple[str, int]]] = {}
+    for key, ref in ckpt.items():
+        for extent in ref.extents():
+            if extent.record is not None:
+                place = (extent.file.path, extent.record.offset, extent.codec)
+                storages[place] = extent.record.nbytes
+                users.setdefault(place, {}).setdefault((extent.offset, extent.nbytes), (key, extent.nbytes))
+    idle = {place: nbytes - sum(used for _, used in users[place].values()) for place, nbytes in storages.items()}
+    waste = sum(nbytes for nbytes in idle.values() if nbytes > 0)
+    if waste < _WASTE or waste < ckpt.nbytes:
+        return []
+    worst = max(idle, key=lambda place: idle[place])
+    key, used = next(iter(users[worst].values()))
+    return [
+        f"storages: {size(sum(storages.values()))}, of which these tensors use {size(ckpt.nbytes)}: {shown(key)} is "
+        f"{size(used)} of {size(storages[worst])}; a written copy has the tensors alone"
+    ]
 
 
 def tensor(key: str, ref: TensorRef) -> dict[str, Any]:
