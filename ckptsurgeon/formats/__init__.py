@@ -10,6 +10,7 @@ from ckptsurgeon.formats._layout import Layout
 from ckptsurgeon.formats._outputs import SHARD_SIZE, Output, Tied, check_extras, files, output, problems
 from ckptsurgeon.formats._table import FORMATS, Format, inspect, members
 from ckptsurgeon.formats._tree import Candidate, summary
+from ckptsurgeon.formats._values import kind_of, tensor_of
 
 __all__ = [
     "FORMATS",
@@ -23,11 +24,13 @@ __all__ = [
     "check_extras",
     "files",
     "inspect",
+    "kind_of",
     "members",
     "optimizers",
     "output",
     "problems",
     "summary",
+    "tensor_of",
 ]
 
 

@@ -14,7 +14,7 @@ from typing import Any
 from ckptsurgeon.dtypes import DTYPES
 from ckptsurgeon.formats._tensors import STORAGE_OF
 from ckptsurgeon.formats._tree import StateDict
-from ckptsurgeon.formats._values import tensor_of
+from ckptsurgeon.formats._values import kind_of, tensor_of
 from ckptsurgeon.inert import Opaque
 from ckptsurgeon.sources import contiguous_strides
 from ckptsurgeon.tensor import Quantizer, TensorRef
@@ -144,7 +144,7 @@ class _Cleaner:
 def _kind(value: Any) -> str:
     if isinstance(value, TensorRef):
         return value.absent or f"a tensor of {value.dtype}"
-    return value.name if isinstance(value, Opaque) else type(value).__name__
+    return kind_of(value)
 
 
 def dumps(root: Any, storage: Callable[[TensorRef], str]) -> bytes:

@@ -30,6 +30,13 @@ def tensor_of(value: Any, *, arrays: bool = False) -> TensorRef | None:
     return _sharded(value) if value.name.endswith(".ShardedTensor") else None
 
 
+def kind_of(value: Any) -> str:
+    """What `value` is, in a word or a class name."""
+    if isinstance(value, Storage):
+        return "storage"
+    return value.name if isinstance(value, Opaque) else type(value).__name__
+
+
 def _sharded(value: Opaque) -> TensorRef | None:
     """A `ShardedTensor`: (local shards, metadata, …), of which the metadata has the whole size."""
     state = value.state if isinstance(value.state, tuple) else ()

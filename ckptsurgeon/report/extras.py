@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from ckptsurgeon import formats
 from ckptsurgeon.checkpoint import Checkpoint
 from ckptsurgeon.formats import Document
 from ckptsurgeon.inert import Opaque
@@ -64,6 +65,9 @@ class _Plain:
             return {"bytes": len(value)}
         if isinstance(value, TensorRef):
             return {"tensor": value.dtype.name, "shape": list(value.shape)}
+        ref = formats.tensor_of(value, arrays=True)
+        if ref is not None:
+            return {"array": ref.dtype.name, "shape": list(ref.shape)}
         self.count += 1
         if id(value) in self.above or depth > _DEEPEST or self.count > _MOST:
             return {"omitted": "it contains itself, or is too large"}

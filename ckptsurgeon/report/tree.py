@@ -9,6 +9,7 @@ from collections.abc import Hashable
 from dataclasses import dataclass, field
 from typing import Any
 
+from ckptsurgeon import formats
 from ckptsurgeon.formats import Document
 from ckptsurgeon.inert import Opaque, children
 from ckptsurgeon.report._text import plural, shown, size
@@ -61,6 +62,9 @@ class _Builder:
         self.lines += 1
         if isinstance(value, TensorRef):
             return Node(name, _tensor(value), nbytes=value.nbytes, tensors=1)
+        ref = formats.tensor_of(value, arrays=True)
+        if ref is not None:
+            return Node(name, f"{shown(formats.kind_of(value))} {ref.spec}")
         if not isinstance(value, dict | list | tuple | Opaque):
             return Node(name, _scalar(value))
         if id(value) in self.above or depth > _DEEPEST or self.lines > 200_000:
