@@ -95,13 +95,17 @@ def quantized(ref: TensorRef) -> torch.Tensor:
             made = torch._empty_per_channel_affine_quantized(
                 ref.shape, scales=found.scale.read(), zero_points=found.zero_point.read(), axis=found.axis, dtype=dtype
             )
-        made.untyped_storage().copy_(ref.integers.read().untyped_storage())
+        data = bytearray().join(blocks(ref, BLOCK))
+        if data:
+            made.untyped_storage().copy_(torch.frombuffer(data, dtype=torch.uint8).untyped_storage())
     return made
 
 
 def _raw(tensor: torch.Tensor) -> memoryview:
     import torch
 
+    if tensor.is_quantized:
+        tensor = tensor.int_repr()
     dense = tensor.detach().to("cpu").resolve_conj().resolve_neg().contiguous()
     flat = dense.as_strided((dense.numel(),), (1,))  # of one element, `contiguous` keeps any stride
     return _bytes_of(flat.view(torch.uint8).numpy())

@@ -240,7 +240,7 @@ class _Work:
             if entry is None or entry.spec.shape == ref.shape:
                 continue
             shapes = f"{list(ref.shape)} in the checkpoint, {list(entry.spec.shape)} in {target.label}"
-            fixed = ref.quantizer is not None or ref.absent is not None
+            fixed = ref.quantizer is not None or ref.absent is not None or entry.spec.dtype.kind == "quantized"
             if policy == "reshape" and only_ones_differ(ref.shape, entry.spec.shape) and not fixed:
                 self.refs[key] = reshaped(ref, entry.spec.shape)
                 self.mismatched[key] = f"reshaped: {shapes}"
@@ -279,8 +279,12 @@ class _Work:
             buffer = buffer_words(key, entry.role, entry.module)
             if shared:
                 why += f"; the target shares it with {shared[0]!r}, which is there"
-            if policy == "init":
-                self.refs[key] = TensorRef(entry.spec, target.initial_source(key, seed))
+            if policy == "init" and entry.spec.dtype.kind == "quantized" and target.is_model:
+                text = f"{key!r} of {target.label} is quantised ({entry.spec.dtype}), and cannot be initialised here"
+                self.problems.append(Problem(f"{text}; use --missing skip", key=key, kind="missing"))
+            elif policy == "init":
+                own = None if target.is_model or target.tensors is None else target.tensors.get(key)
+                self.refs[key] = own or TensorRef(entry.spec, target.initial_source(key, seed))
                 self.initialised.append(key)
                 made = f"initialised as {target.label} does" if target.is_model else f"taken from {target.label}"
                 self.missing[key] = f"{made} ({buffer})" if buffer else made

@@ -369,3 +369,45 @@ def test_buffers_are_told_by_the_names_that_are_always_buffers(ckpt: Any) -> Non
     rows = {row["key"]: row["role"] for row in ckpt("ls", "a.pth", "--json").json["tensors"]}
     buffers = dict.fromkeys(("running_mean", "running_var", "num_batches_tracked"), "buffer")
     assert rows == {"weight": "tensor", "bias": "tensor", **buffers}
+
+
+def test_modules_of_torch_fx_are_their_state_dicts(save: Save) -> None:
+    graph = torch.fx.symbolic_trace(torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.BatchNorm1d(3)))
+    save({"epoch": 1, "model": graph}, Path("a.pth"))
+    assert_same_tensors(cs.open("a.pth"), graph.state_dict())
+
+
+class Holder(torch.nn.Module):
+    """A model with one quantised and one ordinary buffer."""
+
+    def __init__(self, quantized: torch.Tensor) -> None:
+        super().__init__()
+        self.register_buffer("q", quantized)
+        self.register_buffer("w", torch.zeros(2))
+
+
+def test_quantised_tensors_go_into_models_of_their_own_kind_alone() -> None:
+    want = per_tensor()
+    torch.save({"q": want, "w": torch.ones(2)}, "a.pth")
+    model = Holder(torch.quantize_per_tensor(torch.zeros(2, 3), 0.5, 1, torch.qint8))
+    figures = {row.key: row.values for row in cs.diff("a.pth", model, values=True).rows}
+    assert figures["q"].max_abs == float(want.dequantize().abs().max())
+    cs.load_into(model, "a.pth")
+    assert_same_quantized(model.q, want)
+    assert cs.diff("a.pth", model, values=True).same
+    with pytest.raises(cs.PlanError, match="'q' is qint8 in the checkpoint and float32 in the model"):
+        cs.load_into(Holder(torch.zeros(2, 3)), "a.pth")
+    torch.save({"w": torch.ones(2)}, "b.pth")
+    with pytest.raises(cs.PlanError, match="'q' of the Holder is quantised .qint8., and cannot be initialised here"):
+        cs.remap("b.pth", "c.pth", to=model, missing="init")
+    written = cs.remap("b.pth", "c.pth", to="a.pth", missing="init")
+    assert written.tensors == 2
+    assert_same_quantized(torch.load("c.pth", weights_only=True)["q"], want)
+
+
+def test_nothing_is_loaded_when_one_tensor_has_no_bytes() -> None:
+    torch.save({"w": torch.ones(2), "q": torch.ones(2, 3).to_sparse()}, "a.pth")
+    model = Holder(torch.zeros(2, 3))
+    with pytest.raises(cs.PlanError, match="'q' is a sparse tensor"):
+        cs.load_into(model, "a.pth")
+    assert model.w.tolist() == [0, 0]

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from ckptsurgeon import surgery
 from ckptsurgeon.checkpoint import buffer_words
+from ckptsurgeon.dtypes import DType
 from ckptsurgeon.errors import PlanError, Problem, UsageError
 from ckptsurgeon.plans import Mismatched, Missing, Plan, Unexpected
 
@@ -110,11 +111,22 @@ def _check_kinds(made: Plan) -> None:
     """A copy into a live tensor casts; what it would cut off (fractions, imaginary parts) is a problem."""
     target = made.target
     assert target is not None
-    rank = {"bool": 0, "uint": 1, "int": 1, "float": 2, "complex": 3}
-    problems = [
-        Problem(f"{key!r} is {made.result[key].dtype} in the checkpoint and {entry.spec.dtype} in the model", key=key)
-        for key, entry in target.entries.items()
-        if key in made.result.tensors and rank[made.result[key].dtype.kind] > rank[entry.spec.dtype.kind]
-    ]
+    problems = []
+    for key, entry in target.entries.items():
+        ref = made.result.tensors.get(key)
+        if ref is not None and ref.absent is not None:
+            problems.append(Problem(f"{key!r} is {ref.absent}: the file does not hold its bytes", key=key))
+        elif ref is not None and not _fits(ref.dtype, entry.spec.dtype):
+            problems.append(
+                Problem(f"{key!r} is {ref.dtype} in the checkpoint and {entry.spec.dtype} in the model", key=key)
+            )
     if problems:
         raise PlanError(problems)
+
+
+def _fits(have: DType, want: DType) -> bool:
+    """Whether a copy loses nothing but precision; quantised tensors go into their own kind alone."""
+    if "quantized" in (have.kind, want.kind):
+        return have == want
+    rank = {"bool": 0, "uint": 1, "int": 1, "float": 2, "complex": 3}
+    return rank[have.kind] <= rank[want.kind]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ckptsurgeon.dtypes import DTYPES, DType
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 _PACKED_FLOAT4 = "torch.float4_e2m1fn_x2"
 _PARTS_SHOWN = 8
+_GRAPH_MODULES = frozenset(f"torch.fx.graph_module.reduce{kind}_graph_module" for kind in ("", "_package", "_deploy"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +73,7 @@ class _Builders:
             **self.plain,
             "torch._tensor._rebuild_from_type_v2": self.typed,
             "torch._tensor._rebuild_from_type": self.typed,
+            **{name: partial(graph_module, name) for name in _GRAPH_MODULES},
             "torch.nn.parameter.Parameter": _parameter,
             "torch.autograd.variable.Variable": lambda args: _variable("torch.autograd.variable.Variable", args),
         }
@@ -201,6 +204,15 @@ def _parameter(args: tuple[Any, ...]) -> Any:
 
 def _variable(name: str, args: tuple[Any, ...]) -> Any:
     return args[0] if args and isinstance(args[0], TensorRef) else Opaque(name, args)
+
+
+def graph_module(name: str, args: tuple[Any, ...]) -> Opaque:
+    """A record of a call; of one that makes a module of torch.fx, whose first argument is a dict of
+    its attributes, with these as its state."""
+    record = Opaque(name, args)
+    if name in _GRAPH_MODULES and args and isinstance(args[0], dict):
+        record.state = args[0]
+    return record
 
 
 def _unpacked(ref: Any) -> Any:

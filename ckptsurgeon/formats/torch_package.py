@@ -17,7 +17,7 @@ from ckptsurgeon.formats import _archive
 from ckptsurgeon.formats._document import Document
 from ckptsurgeon.formats._plain import BadRecord
 from ckptsurgeon.formats._probe import Probe
-from ckptsurgeon.formats._rebuild import builders
+from ckptsurgeon.formats._rebuild import builders, graph_module
 from ckptsurgeon.formats._tensors import persistent_loader
 from ckptsurgeon.inert import Opaque
 
@@ -75,10 +75,6 @@ def _with_reduced(load: Callable[[Any], Any]) -> Callable[[Any], Any]:
 
 
 def _record(function: Any, args: tuple[Any, ...]) -> Opaque:
-    """What `function(importer, *args)` would make; of a module of torch.fx, whose first argument is
-    its attributes, a record with these."""
+    """What `function(importer, *args)` would make."""
     name = function.name if isinstance(function, Opaque) else "an object"
-    record = Opaque(name, args)
-    if name == "torch.fx.graph_module.reduce_package_graph_module" and args and isinstance(args[0], dict):
-        record.state = args[0]
-    return record
+    return graph_module(name, args)

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from ckptsurgeon.checkpoint import Target, TargetEntry
 from ckptsurgeon.dtypes import DTYPES
 from ckptsurgeon.errors import TargetError
-from ckptsurgeon.sources import Fill, Source
-from ckptsurgeon.tensor import TensorRef, TensorSpec
+from ckptsurgeon.sources import Fill, Inline, Source
+from ckptsurgeon.tensor import Quantizer, TensorRef, TensorSpec
 
 if TYPE_CHECKING:
     import torch
@@ -56,8 +56,27 @@ def _target(thing: torch.nn.Module, label: str, build: Callable[[int], torch.nn.
     others = tuple(key for key, value in thing.state_dict().items() if not isinstance(value, torch.Tensor))
     tensors = None
     if build is None:
-        tensors = {key: TensorRef(entry.spec, initial.source(key, 0)) for key, entry in entries.items()}
+        tensors = {
+            key: TensorRef(entry.spec, initial.source(key, 0), quantizer=_quantizer(values[key]))
+            for key, entry in entries.items()
+        }
     return Target(label, entries, True, others, ties, initial, tensors)
+
+
+def _quantizer(value: torch.Tensor) -> Quantizer | None:
+    """What makes numbers of the integers of a live quantised tensor."""
+    if not value.is_quantized:
+        return None
+    import torch
+
+    scheme = str(value.qscheme())
+    if value.qscheme() == torch.per_tensor_affine:
+        return Quantizer(scheme, value.q_scale(), value.q_zero_point())
+    parts = []
+    for part in (value.q_per_channel_scales(), value.q_per_channel_zero_points()):
+        spec = TensorSpec(DTYPES[str(part.dtype).removeprefix("torch.")], tuple(part.shape))
+        parts.append(TensorRef(spec, Inline(part.contiguous().numpy().tobytes())))
+    return Quantizer(scheme, parts[0], parts[1], value.q_per_channel_axis())
 
 
 def _owner(key: str, owners: dict[str, str]) -> str:
