@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from ckptsurgeon.formats import _tree
@@ -11,6 +12,7 @@ from ckptsurgeon.formats._outputs import SHARD_SIZE, Output, Tied, check_extras,
 from ckptsurgeon.formats._table import FORMATS, Format, inspect, members
 from ckptsurgeon.formats._tree import Candidate, summary
 from ckptsurgeon.formats._values import kind_of, tensor_of
+from ckptsurgeon.tensor import TensorRef
 
 __all__ = [
     "FORMATS",
@@ -31,7 +33,13 @@ __all__ = [
     "problems",
     "summary",
     "tensor_of",
+    "tensors",
 ]
+
+
+def tensors(extras: Any) -> Iterator[tuple[str, TensorRef]]:
+    """The tensors in the extras, with their dotted places."""
+    return _tree.tensors(extras)
 
 
 def optimizers(extras: Any) -> list[str]:

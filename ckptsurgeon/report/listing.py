@@ -81,7 +81,9 @@ def _summary(ckpt: Checkpoint) -> list[str]:
     if len(ties) > _TIES_SHOWN:
         lines.append(f"tied: … {len(ties) - _TIES_SHOWN} more groups")
     if ckpt.extras:
-        lines.append(f"extras: {shown(formats.summary(ckpt.extras))}")
+        others = [ref for _, ref in formats.tensors(ckpt.extras)]
+        held = f" ({plural(len(others), 'tensor')}, {size(sum(ref.nbytes for ref in others))})" if others else ""
+        lines.append(f"extras: {shown(formats.summary(ckpt.extras))}{held}")
     if ckpt.metadata:
         shown_metadata = ", ".join(f"{key}={value[:60]}" for key, value in list(ckpt.metadata.items())[:8])
         lines.append(f"metadata: {shown(shown_metadata)}")
@@ -90,6 +92,8 @@ def _summary(ckpt: Checkpoint) -> list[str]:
 
 def _unused(ckpt: Checkpoint) -> list[str]:
     """Why a file is larger than its tensors: views of storages that are mostly not used."""
+    if not any(ref.stored is not None and ref.stored.nbytes > ref.nbytes for ref in ckpt.values()):
+        return []
     storages: dict[Any, int] = {}
     users: dict[Any, dict[Any, tuple[str, int]]] = {}
     for key, ref in ckpt.items():
@@ -155,6 +159,7 @@ def data(ckpt: Checkpoint, keys: list[str], more: int, stats: Mapping[str, Stats
         "totals": {"tensors": len(ckpt), "numel": ckpt.numel, "nbytes": ckpt.nbytes},
         "tied": [list(group) for group in ckpt.tied()],
         "extras": _names(ckpt.extras),
+        "others": [tensor(name, ref) for name, ref in formats.tensors(ckpt.extras)],
         "metadata": dict(ckpt.metadata),
     }
 
