@@ -238,3 +238,16 @@ def test_keys_are_data_on_a_terminal(ckpt: Any) -> None:
         "\u202eevil",
         "",
     ]
+
+
+def test_the_tensor_is_named_whose_storage_is_not_there(ckpt: Any) -> None:
+    state = {"a.weight": torch.randn(30), "b.weight": torch.nn.Parameter(torch.randn(40))}
+    torch.save({"state_dict": state}, "a.pth")
+    with zipfile.ZipFile("a.pth") as old, zipfile.ZipFile("b.pth", "w") as new:
+        for name in old.namelist():
+            if not name.endswith("data/1"):
+                new.writestr(name, old.read(name))
+    assert "b.pth: 'b.weight': damaged a/data.pkl: the storage '1' is missing" in ckpt("ls", "b.pth").err
+    save_legacy({"state_dict": {"a.weight": state["a.weight"]}}, "c.pth")
+    Path("d.pth").write_bytes(Path("c.pth").read_bytes()[:-30])
+    assert "d.pth: 'state_dict.a.weight': damaged: truncated: the storage" in ckpt("ls", "d.pth").err

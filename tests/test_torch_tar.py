@@ -232,7 +232,8 @@ def test_contents_that_disagree_are_refused(case: str, ckpt: Any) -> None:
     write(tar(made.members(keys)))
     ran = ckpt("ls", "a.pth.tar")
     assert (ran.code, ran.out) == (2, "")
-    assert ran.err.startswith("ckpt: error: a.pth.tar: damaged torch tar: ")
+    assert ran.err.startswith("ckpt: error: a.pth.tar: ")
+    assert "damaged torch tar: " in ran.err
     assert words in ran.err
 
 

@@ -81,7 +81,7 @@ def unpickled(probe: Probe, name: str, builders: Mapping[str, Builder], persiste
     try:
         tree, end = _pickle.loads(pickled, builders=builders, persistent=persistent, limits=probe.limits)
     except (BadPickle, BadRecord) as error:
-        raise InputError(f"damaged {name}: {error}", path=probe.file.path) from None
+        raise InputError(f"damaged {name}: {error}", path=probe.file.path, key=getattr(error, "key", None)) from None
     if end != len(pickled):
         raise InputError(f"{len(pickled) - end} bytes follow the pickle in {name}", path=probe.file.path)
     return tree

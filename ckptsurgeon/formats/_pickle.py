@@ -49,7 +49,10 @@ def loads(
     machine = _Machine(bytes(data), start, {**BUILDERS, **(builders or {})}, persistent, limits)
     try:
         return machine.run(), machine.at
-    except (BadRecord, BadPickle):
+    except BadRecord as error:
+        error.key = error.key or machine.last_name()
+        raise
+    except BadPickle:
         raise
     except IndexError:
         raise BadPickle(f"an opcode takes what is not there, near byte {machine.at}") from None
@@ -142,6 +145,11 @@ class _Machine:
     def pop_mark(self) -> list[Any]:
         items, self.stack = self.stack, self.marks.pop()
         return items
+
+    def last_name(self) -> str | None:
+        """The text that was put on the stack last: before a tensor of a state dict, its key."""
+        texts = (value for stack in (self.stack, *reversed(self.marks)) for value in reversed(stack))
+        return next((value for value in texts if isinstance(value, str)), None)
 
     # -- building ----------------------------------------------------------------------------
 

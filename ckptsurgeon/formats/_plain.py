@@ -29,7 +29,12 @@ def is_key(value: Any, depth: int = 3) -> bool:
 
 
 class BadRecord(Exception):
-    """A builder's arguments, or a persistent id, are not as they should be (a short cause)."""
+    """A builder's arguments, or a persistent id, are not as they should be (a short cause).
+
+    `key` is the name that the pickle gave last: that of the tensor it is about.
+    """
+
+    key: str | None = None
 
 
 def _ordered_dict(args: tuple[Any, ...]) -> Any:

@@ -13,7 +13,7 @@ from typing import Any
 from ckptsurgeon.dtypes import DType
 from ckptsurgeon.errors import InputError, LimitError
 from ckptsurgeon.evaluate import read_exactly
-from ckptsurgeon.formats import _pickle
+from ckptsurgeon.formats import _pickle, _tree
 from ckptsurgeon.formats._document import Document
 from ckptsurgeon.formats._pickle import BadPickle, Truncated
 from ckptsurgeon.formats._plain import BadRecord
@@ -54,7 +54,7 @@ def read(probe: Probe) -> Document:
                 ) from None
             window = min(window * 4, file.size, limits.pickle_bytes)
         except (BadPickle, BadRecord) as error:
-            raise InputError(f"damaged: {error}", path=file.path) from None
+            raise InputError(f"damaged: {error}", path=file.path, key=getattr(error, "key", None)) from None
 
 
 def _parse(file: File, descriptor: int, data: bytes, limits: Limits) -> Any:
@@ -70,11 +70,16 @@ def _parse(file: File, descriptor: int, data: bytes, limits: Limits) -> Any:
         known = sizes.setdefault(key, (elements, dtype))
         if known[0] * known[1].itemsize != elements * dtype.itemsize:
             raise BadRecord(f"the storage {key!r} has {known[0]} elements in one place and {elements} in another")
-        return Storage(file, 0, elements * dtype.itemsize, dtype, device)
+        nbytes = elements * dtype.itemsize
+        return Storage(file, 0, nbytes, dtype, device, record=Record(key, 0, nbytes))
 
-    _, at = _load(data, start, note, limits)
+    tree, at = _load(data, start, note, limits)
     keys, at = _pickle.loads(data, start=at, limits=limits)
-    offsets = _storages(file, descriptor, keys, at, sizes)
+    try:
+        offsets = _storages(file, descriptor, keys, at, sizes)
+    except _BadStorage as error:
+        error.key = _user(tree, error.storage)
+        raise
 
     def place(key: str, dtype: DType, elements: int, device: str) -> Storage:
         if key not in offsets:
@@ -94,6 +99,26 @@ def _load(
     )
 
 
+class _BadStorage(BadRecord):
+    """A storage that is not as the pickle says; `storage` is its key."""
+
+    def __init__(self, storage: str, cause: str) -> None:
+        super().__init__(cause)
+        self.storage = storage
+
+
+def _user(tree: Any, storage: str) -> str | None:
+    """The tensor that lies on a storage, by its dotted place."""
+    return next(
+        (
+            name
+            for name, ref in _tree.tensors(tree)
+            if any(extent.record is not None and extent.record.name == storage for extent in ref.extents())
+        ),
+        None,
+    )
+
+
 def _storages(file: File, descriptor: int, keys: Any, at: int, sizes: dict[str, tuple[int, DType]]) -> dict[str, int]:
     """Where each storage's bytes begin, proven to fill the file to its end."""
     if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys) or len(set(keys)) != len(keys):
@@ -104,14 +129,14 @@ def _storages(file: File, descriptor: int, keys: Any, at: int, sizes: dict[str, 
             raise BadPickle(f"the storage {key!r} belongs to no tensor")
         elements, dtype = sizes[key]
         if at + 8 > file.size:
-            raise BadPickle(f"truncated: the file ends before the storage {key!r}")
+            raise _BadStorage(key, f"truncated: the file ends before the storage {key!r}")
         written = int.from_bytes(read_exactly(descriptor, 8, at, file.path), "little", signed=True)
         if written != elements:
-            raise BadPickle(f"the storage {key!r} has {written} elements, the pickle says {elements}")
+            raise _BadStorage(key, f"the storage {key!r} has {written} elements, the pickle says {elements}")
         offsets[key] = at + 8
         at += 8 + elements * dtype.itemsize
         if at > file.size:
-            raise BadPickle(f"truncated: the storage {key!r} ends at byte {at}, the file at {file.size}")
+            raise _BadStorage(key, f"truncated: the storage {key!r} ends at byte {at}, the file at {file.size}")
     if at != file.size:
         raise BadPickle(f"{file.size - at} bytes follow the last storage")
     return offsets

@@ -56,7 +56,8 @@ def read(probe: Probe) -> Document:
         tree = cursor.pickled(builders(probe.limits), _Persistent(tensors, storages))
         cursor.finish()
     except (BadTar, BadPickle, BadRecord) as error:
-        raise InputError(f"damaged torch tar: {error}", path=probe.file.path) from None
+        key = getattr(error, "key", None)
+        raise InputError(f"damaged torch tar: {error}", path=probe.file.path, key=key) from None
     return Document(probe.file.path, NAME, tree)
 
 
