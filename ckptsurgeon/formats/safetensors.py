@@ -14,6 +14,7 @@ from ckptsurgeon.checkpoint import Checkpoint
 from ckptsurgeon.dtypes import BY_CODE, DTYPES
 from ckptsurgeon.errors import InputError, LimitError, Problem
 from ckptsurgeon.evaluate import read_exactly
+from ckptsurgeon.formats import _json
 from ckptsurgeon.formats._aliases import restored
 from ckptsurgeon.formats._document import Document
 from ckptsurgeon.formats._layout import Layout
@@ -47,7 +48,7 @@ def read(probe: Probe) -> Document:
         raise InputError(f"truncated: a header of {length} bytes in a file of {file.size}", path=file.path)
     raw = bytes(read_exactly(descriptor, length, 8, file.path))
     try:
-        header = json.loads(raw.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_no_constant)
+        header = _json.loads(raw)
         if not isinstance(header, dict):
             raise _Bad("it is no object")
         metadata = _metadata(header.pop("__metadata__", None))
@@ -56,18 +57,6 @@ def read(probe: Probe) -> Document:
     except (_Bad, ValueError, RecursionError) as error:
         raise InputError(f"damaged safetensors header: {error}", path=file.path) from None
     return Document(file.path, NAME, *restored(tensors, metadata))
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    made = dict(pairs)
-    if len(made) != len(pairs):
-        names = [key for key, _ in pairs]
-        raise _Bad(f"the key {next(key for key in names if names.count(key) > 1)!r} stands twice")
-    return made
-
-
-def _no_constant(word: str) -> Any:
-    raise _Bad(f"{word} is no JSON")
 
 
 def _metadata(value: Any) -> Mapping[str, str]:

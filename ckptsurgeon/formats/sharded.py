@@ -16,6 +16,7 @@ from typing import Any
 
 from ckptsurgeon.checkpoint import Checkpoint
 from ckptsurgeon.errors import MOST_SHOWN, InputError, LimitError
+from ckptsurgeon.formats import _json
 from ckptsurgeon.formats._aliases import restored
 from ckptsurgeon.formats._document import Document
 from ckptsurgeon.formats._probe import Probe
@@ -68,7 +69,7 @@ def read_index(probe: Probe) -> Index:
     if file.size > limits.index_bytes:
         raise LimitError(f"JSON of {file.size} bytes, over the limit of {limits.index_bytes}", path=file.path)
     try:
-        found = json.loads(probe.read(file.size, 0), object_pairs_hook=_unique)
+        found = _json.loads(probe.read(file.size, 0))
     except (ValueError, RecursionError) as error:
         raise InputError(f"damaged JSON: {error}", path=file.path) from None
     weight_map = found.get("weight_map") if isinstance(found, dict) else None
@@ -79,14 +80,6 @@ def read_index(probe: Probe) -> Index:
             raise InputError(f"names {name!r}, which is no file in its own folder", path=file.path, key=key)
     metadata = found.get("metadata")
     return Index(file.path, weight_map, metadata if isinstance(metadata, dict) else {})
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    made = dict(pairs)
-    if len(made) != len(pairs):
-        names = [key for key, _ in pairs]
-        raise ValueError(f"the key {next(key for key in names if names.count(key) > 1)!r} stands twice")
-    return made
 
 
 def _is_inside(name: str) -> bool:
