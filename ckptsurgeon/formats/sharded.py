@@ -98,8 +98,13 @@ def _is_inside(name: str) -> bool:
 def _state(open_shard: Open, path: str) -> tuple[Document, Checkpoint]:
     document = open_shard(path)
     if document.format.startswith(_PREFIX):
-        raise InputError("is an index among the shards of another one", path=path)
+        raise nested(path)
     return document, document.checkpoint()
+
+
+def nested(path: str) -> InputError:
+    """The error of an index where a shard should be."""
+    return InputError("is an index among the shards of another one", path=path)
 
 
 class _Assembled:
@@ -166,7 +171,8 @@ class _Assembled:
         root.update({key: value for key, value in self.rest.items() if key not in root})
         if self.versions:
             root._metadata = self.versions  # type: ignore[attr-defined]
-        return Document(self.path, f"{_PREFIX}{self.format}", root, metadata, None, self.paths(), tuple(self.remarks))
+        format = f"{_PREFIX}{self.format}" if self.format else SAFETENSORS  # an index of no tensors names no shard
+        return Document(self.path, format, root, metadata, None, self.paths(), tuple(self.remarks))
 
     def paths(self) -> tuple[str, ...]:
         """The shards' paths."""
