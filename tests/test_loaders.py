@@ -279,6 +279,16 @@ def test_what_huggingface_hub_saves_is_opened_with_all_keys(safe: bool, size: st
     assert found.origin.format == ("sharded-" if size == "2kB" else "") + ("safetensors" if safe else "torch-zip")
 
 
+def test_an_index_of_huggingface_hub_may_count_whole_storages() -> None:
+    """Of a view it counts the storage, which is in the torch file too: nothing is wrong with the shards."""
+    state = {"half": torch.randn(8).half()[4:], "w": torch.randn(4)}
+    os.mkdir("folder")
+    huggingface_hub.save_torch_state_dict(state, "folder", max_shard_size=16, safe_serialization=False)
+    assert index("folder/pytorch_model.bin.index.json")["metadata"]["total_size"] == 16 + 16
+    assert_same_tensors(cs.open("folder"), state)
+    assert cs.inspect("folder").remarks == ()
+
+
 def test_what_save_model_of_safetensors_saves_is_opened_with_its_aliases() -> None:
     model = telling(Tied())
     safetensors.torch.save_model(model, "in.safetensors", metadata={"who": "me"})

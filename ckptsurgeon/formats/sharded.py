@@ -10,7 +10,7 @@ import json
 import os
 import re
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Hashable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,7 @@ from ckptsurgeon.errors import MOST_SHOWN, InputError, LimitError
 from ckptsurgeon.formats._aliases import restored
 from ckptsurgeon.formats._document import Document
 from ckptsurgeon.formats._probe import Probe
+from ckptsurgeon.sources import Extent
 from ckptsurgeon.tensor import TensorRef
 
 SAFETENSORS, TORCH_ZIP = "sharded-safetensors", "sharded-torch-zip"
@@ -153,7 +154,7 @@ class _Assembled:
         if unnamed:
             self.remarks.append(f"the index does not name {_listed(unnamed)}, which the shards have")
         total, refs = index.metadata.get("total_size"), list(self.tensors.values())
-        if isinstance(total, int | float) and total not in (nbytes(refs), nbytes(refs, together=False)):
+        if isinstance(total, int | float) and total not in _totals(refs):
             self.remarks.append(f"the index says {total:.0f} bytes, the tensors have {nbytes(refs)}")
 
     def fail(self) -> None:
@@ -192,7 +193,7 @@ def _of_another_dtype(index: Index, shards: Mapping[str, Checkpoint]) -> tuple[s
     have = nbytes(refs)
     if isinstance(total, float) and total.is_integer():
         total = int(total)
-    if type(total) is not int or total in (have, nbytes(refs, together=False)):
+    if type(total) is not int or total in _totals(refs):
         return None
     by_dtype: dict[str, list[str]] = {}
     for name, ckpt in shards.items():
@@ -267,6 +268,19 @@ def nbytes(refs: Iterable[TensorRef], together: bool = True) -> int:
         return sum(ref.nbytes for ref in refs)
     sizes: dict[Hashable, int] = {id(ref) if ref.tie is None else ref.tie: ref.nbytes for ref in refs}
     return sum(sizes.values())
+
+
+def _totals(refs: Sequence[TensorRef]) -> set[int]:
+    """What writers put down as the bytes of all tensors: ties once, ties in full, or whole storages
+    (huggingface_hub of torch files, where a view may be a small part of its storage)."""
+    storages: dict[Hashable, int] = {}
+    for ref in refs:
+        source = ref.source
+        if isinstance(source, Extent) and source.record is not None and ref.stored is not None:
+            storages[source.path, source.record.name, source.record.offset] = ref.stored.nbytes
+        else:
+            storages[id(ref)] = ref.nbytes
+    return {nbytes(refs), nbytes(refs, together=False), sum(storages.values())}
 
 
 def index_bytes(weight_map: Mapping[str, str], total: int) -> bytes:
