@@ -216,18 +216,13 @@ def test_shards_that_do_not_fit_together_are_refused_by_name(case: str, ckpt: An
     shards(example())
     assert len(cs.open("m")) == 5
     damage()
-    for source in (INDEX, "m"):
-        for command in (
-            ["ls", source],
-            ["convert", source, "out.pth"],
-            ["convert", source, "out/"],
-            ["verify", source],
-        ):
-            ran = ckpt(*command)
-            assert (ran.code, ran.out) == (2, "")
-            assert ran.err.startswith(f"ckpt: error: {path}: ")
-            assert words in ran.err
-            assert "Traceback" not in ran.err
+    commands = [["ls", INDEX], ["ls", "m"], ["verify", INDEX], ["convert", INDEX, "out.pth"], ["convert", "m", "out/"]]
+    for command in commands:
+        ran = ckpt(*command)
+        assert (ran.code, ran.out) == (2, "")
+        assert ran.err.startswith(f"ckpt: error: {path}: ")
+        assert words in ran.err
+        assert ran.err.count("\n") == 1
     assert sorted(os.listdir(".")) == ["m"]
 
 
@@ -623,8 +618,7 @@ def test_a_failure_between_the_renames_leaves_no_index(monkeypatch: pytest.Monke
 
     with monkeypatch.context() as patch:
         failing(patch, "link")
-        failing(patch, "rename")
-        patch.setattr(os, "rename", os.link)
+        patch.setattr(os, "rename", os.link)  # which is tried where a disk has no links
         with pytest.raises(cs.OutputError):
             cs.convert("in.pth", "out", shard_size=64)
     assert os.listdir("out") == []
