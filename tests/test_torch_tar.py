@@ -40,6 +40,19 @@ class _Pickler(pickle.Pickler):
         return obj, None, None
 
 
+STORAGES = {
+    torch.float64: "Double",
+    torch.float32: "Float",
+    torch.float16: "Half",
+    torch.int64: "Long",
+    torch.int32: "Int",
+    torch.int16: "Short",
+    torch.int8: "Char",
+    torch.uint8: "Byte",
+}
+"""All that the earliest torch had."""
+
+
 class Legacy:
     """The three members of the archive; change a field before `members()` to make a bad one."""
 
@@ -50,9 +63,8 @@ class Legacy:
         self.count: dict[str, int] = {}
 
     def storage(self, key: Any, tensor: torch.Tensor, device: str = "cpu") -> None:
-        names = {torch.float32: "Float", torch.int64: "Long", torch.float64: "Double", torch.uint8: "Byte"}
-        kind = getattr(torch, names[tensor.dtype] + "Storage")
-        self.storages.append((key, device, kind, tensor.numel(), bytes(bits(tensor).tolist())))
+        kind = getattr(torch, STORAGES[tensor.dtype] + "Storage")
+        self.storages.append((key, device, kind, tensor.numel(), bits(tensor).numpy().tobytes()))
 
     def tensor(self, key: Any, storage: Any, shape: list[int], strides: list[int], offset: int = 0) -> Key:
         self.tensors.append((key, storage, shape, strides, offset))

@@ -17,7 +17,7 @@ from ckptsurgeon.formats._table import FORMATS, Format, named
 Tied = Literal["full", "alias"]
 SHARD_SIZE = 5_000_000_000
 """Bytes of a shard, as huggingface_hub cuts them."""
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?", re.IGNORECASE)
+_SIZE = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,9})?)\s*(?:([kmgt])(i?))?b?", re.IGNORECASE | re.ASCII)
 _INDEX = ".index.json"
 
 
@@ -93,7 +93,7 @@ def _size(given: int | str | None) -> int:
         return given
     found = _SIZE.fullmatch(given.strip()) if isinstance(given, str) else None
     if found is not None:
-        power = " kmgt".index(found[2].lower() or " ")
+        power = " kmgt".index((found[2] or " ").lower())
         size = int(float(found[1]) * (1024 if found[3] else 1000) ** power)
         if size > 0:
             return size

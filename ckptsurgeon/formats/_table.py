@@ -94,11 +94,18 @@ def inspect(path: str | os.PathLike[str], limits: Limits = DEFAULT) -> Document:
     name = os.fspath(path)
     if os.path.isdir(name):
         return _folder.read(name, lambda inner: inspect(inner, limits))
+    return _inspect(name, limits)
+
+
+def _inspect(name: str, limits: Limits, *, is_shard: bool = False) -> Document:
+    """A file; a shard is never an index, which could name itself and have no end."""
     descriptor = _open(name)
     try:
         probe = Probe.of(File.of(name, os.fstat(descriptor)), descriptor, limits)
         for format in FORMATS:
             if format.sniff(probe):
+                if is_shard and format.shards:
+                    raise sharded.nested(name)
                 return format.read(probe)
         cause, hint = _foreign.describe(probe)
         raise InputError(cause, path=name, hint=hint or f"readable are {_kinds()}")
@@ -124,7 +131,7 @@ def members(path: str, limits: Limits = DEFAULT) -> list[Extent]:
 
 
 def _shard(index: Probe) -> Callable[[str], Document]:
-    return lambda path: inspect(path, index.limits)
+    return lambda path: _inspect(path, index.limits, is_shard=True)
 
 
 def _kinds() -> str:

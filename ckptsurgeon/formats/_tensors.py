@@ -33,7 +33,19 @@ _STORAGE_TYPES = {
 }
 _QUANTIZED = {"QInt8Storage": "qint8", "QUInt8Storage": "quint8", "QInt32Storage": "qint32"}
 _PACKED = {"QUInt4x2Storage": "uint8", "QUInt2x4Storage": "uint8"}
-_ALL_TYPES = {**_STORAGE_TYPES, **_QUANTIZED, **_PACKED, "UntypedStorage": "uint8"}
+_SCRIPTED = {
+    "ComplexHalfStorage": "complex32",
+    "UInt16Storage": "uint16",
+    "UInt32Storage": "uint32",
+    "UInt64Storage": "uint64",
+    "Float8_e4m3fnStorage": "float8_e4m3fn",
+    "Float8_e4m3fnuzStorage": "float8_e4m3fnuz",
+    "Float8_e5m2Storage": "float8_e5m2",
+    "Float8_e5m2fnuzStorage": "float8_e5m2fnuz",
+    "Float8_e8m0fnuStorage": "float8_e8m0fnu",
+}
+"""No classes of torch: its C++ pickler (`torch/csrc/jit/serialization/pickler.cpp`) makes a name of every dtype."""
+_ALL_TYPES = {**_STORAGE_TYPES, **_QUANTIZED, **_PACKED, **_SCRIPTED, "UntypedStorage": "uint8"}
 STORAGE_OF: Mapping[str, str] = {dtype: storage for storage, dtype in (_STORAGE_TYPES | _QUANTIZED).items()}
 """dtype name → the storage class that torch pickles it with; other dtypes go untyped."""
 

@@ -10,7 +10,7 @@ import json
 import os
 import re
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Hashable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,7 @@ from ckptsurgeon.formats import _json
 from ckptsurgeon.formats._aliases import restored
 from ckptsurgeon.formats._document import Document
 from ckptsurgeon.formats._probe import Probe
+from ckptsurgeon.sources import Extent
 from ckptsurgeon.tensor import TensorRef
 
 SAFETENSORS, TORCH_ZIP = "sharded-safetensors", "sharded-torch-zip"
@@ -91,8 +92,13 @@ def _is_inside(name: str) -> bool:
 def _state(open_shard: Open, path: str) -> tuple[Document, Checkpoint]:
     document = open_shard(path)
     if document.format.startswith(_PREFIX):
-        raise InputError("is an index among the shards of another one", path=path)
+        raise nested(path)
     return document, document.checkpoint()
+
+
+def nested(path: str) -> InputError:
+    """The error of an index where a shard should be."""
+    return InputError("is an index among the shards of another one", path=path)
 
 
 class _Assembled:
@@ -130,6 +136,7 @@ class _Assembled:
                 where = self.shard_of.get(key)
                 found = f"it is in {where}" if where else "no shard has it"
                 self.wrong.append((key, f"the index says that {key!r} is in {name}, but {found}"))
+        self.order(list(index.weight_map))
         texts = {k: v for k, v in index.metadata.items() if k not in _OWN and isinstance(v, str)}
         self.metadata = {**texts, **self.metadata}
         odd = _of_another_dtype(index, self.shards)
@@ -141,8 +148,14 @@ class _Assembled:
         if unnamed:
             self.remarks.append(f"the index does not name {_listed(unnamed)}, which the shards have")
         total, refs = index.metadata.get("total_size"), list(self.tensors.values())
-        if isinstance(total, int | float) and total not in (nbytes(refs), nbytes(refs, together=False)):
+        if isinstance(total, int | float) and total not in _totals(refs):
             self.remarks.append(f"the index says {total:.0f} bytes, the tensors have {nbytes(refs)}")
+
+    def order(self, keys: list[str]) -> None:
+        """The order of the index, where it has one of its own: many are sorted, and say nothing."""
+        if keys != sorted(keys):
+            known = {key: self.tensors[key] for key in keys if key in self.tensors}
+            self.tensors = {**known, **{key: ref for key, ref in self.tensors.items() if key not in known}}
 
     def fail(self) -> None:
         """InputError with everything that is wrong, if anything is."""
@@ -159,7 +172,8 @@ class _Assembled:
         root.update({key: value for key, value in self.rest.items() if key not in root})
         if self.versions:
             root._metadata = self.versions  # type: ignore[attr-defined]
-        return Document(self.path, f"{_PREFIX}{self.format}", root, metadata, None, self.paths(), tuple(self.remarks))
+        format = f"{_PREFIX}{self.format}" if self.format else SAFETENSORS  # an index of no tensors names no shard
+        return Document(self.path, format, root, metadata, None, self.paths(), tuple(self.remarks))
 
     def paths(self) -> tuple[str, ...]:
         """The shards' paths."""
@@ -179,7 +193,7 @@ def _of_another_dtype(index: Index, shards: Mapping[str, Checkpoint]) -> tuple[s
     have = nbytes(refs)
     if isinstance(total, float) and total.is_integer():
         total = int(total)
-    if type(total) is not int or total in (have, nbytes(refs, together=False)):
+    if type(total) is not int or total in _totals(refs):
         return None
     by_dtype: dict[str, list[str]] = {}
     for name, ckpt in shards.items():
@@ -254,6 +268,19 @@ def nbytes(refs: Iterable[TensorRef], together: bool = True) -> int:
         return sum(ref.nbytes for ref in refs)
     sizes: dict[Hashable, int] = {id(ref) if ref.tie is None else ref.tie: ref.nbytes for ref in refs}
     return sum(sizes.values())
+
+
+def _totals(refs: Sequence[TensorRef]) -> set[int]:
+    """What writers put down as the bytes of all tensors: ties once, ties in full, or whole storages
+    (huggingface_hub of torch files, where a view may be a small part of its storage)."""
+    storages: dict[Hashable, int] = {}
+    for ref in refs:
+        source = ref.source
+        if isinstance(source, Extent) and source.record is not None and ref.stored is not None:
+            storages[source.path, source.record.name, source.record.offset] = ref.stored.nbytes
+        else:
+            storages[id(ref)] = ref.nbytes
+    return {nbytes(refs), nbytes(refs, together=False), sum(storages.values())}
 
 
 def index_bytes(weight_map: Mapping[str, str], total: int) -> bytes:

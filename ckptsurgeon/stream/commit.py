@@ -107,22 +107,34 @@ def _write(files: Files, force: bool, progress: Progress | None, kin: Kin) -> in
         records.prove(layout)
     staged = [_beside(place) for place in places]
     published: list[str] = []
+    retired: list[tuple[str, str]] = []
     total, done = sum(layout.nbytes for _, layout in files), 0
     try:
         for (path, layout), place, beside in zip(files, places, staged, strict=True):
             _stage(beside, place, layout, path, _shifted(progress, done, total))
             done += layout.nbytes
-        _retire(places, kin)
+        _retire(places, kin, retired)
         for (path, _), place, beside in zip(files, places, staged, strict=True):
             with _failures(path):
                 _publish(beside, place, path, force)
             published.append(place)
     except BaseException:
-        for name in (*staged, *(() if force else published)):
-            with contextlib.suppress(OSError):
-                os.unlink(name)
+        _undo(staged, published if retired or not force else [], retired)
         raise
+    for _, aside in retired:
+        with contextlib.suppress(OSError):
+            os.unlink(aside)
     return total
+
+
+def _undo(staged: Sequence[str], published: Sequence[str], retired: Sequence[tuple[str, str]]) -> None:
+    """What was there is there again, and nothing else."""
+    for name in (*staged, *published):
+        with contextlib.suppress(OSError):
+            os.unlink(name)
+    for place, aside in reversed(retired):
+        with contextlib.suppress(OSError):
+            os.rename(aside, place)
 
 
 def _beside(place: str) -> str:
@@ -147,17 +159,17 @@ def _stage(beside: str, place: str, layout: Layout, path: str, progress: Progres
         os.close(descriptor)
 
 
-def _retire(places: Sequence[str], kin: Kin) -> None:
-    """Take away what was there of several files, its index first: never an old index over new shards.
+def _retire(places: Sequence[str], kin: Kin, retired: list[tuple[str, str]]) -> None:
+    """Put aside what was there of several files, its index first: never an old index over new shards.
 
     All of the new is on the disk by now, and only renames are left.
     """
-    if kin is no_kin:
-        return
     folder = os.path.dirname(places[-1])
     for name in sorted(_older(folder, kin), key=lambda name: (not name.endswith(".json"), name)):
-        with _failures(os.path.join(folder, name)):
-            os.unlink(os.path.join(folder, name))
+        place = os.path.join(folder, name)
+        with _failures(place):
+            os.rename(place, aside := _beside(place))
+        retired.append((place, aside))
 
 
 @contextlib.contextmanager
