@@ -38,6 +38,18 @@ FOUND = {
         {"state_dict": state(layers=30), "criterion": {"weight": torch.ones(2)}},
         "state_dict",
     ),
+    "beside scores of its training": (
+        {"state_dict": state(), "callbacks": {"best": {n: torch.tensor(0.5) for n in ("score", "now", "kth")}}},
+        "state_dict",
+    ),
+    "beside modules that it was built from": (
+        {"state_dict": state(), "hyper_parameters": {"net": torch.nn.Linear(2, 2), "act": torch.nn.ReLU()}},
+        "state_dict",
+    ),
+    "beside modules without tensors": (
+        {"gewichte": state(), "act": torch.nn.ReLU(), "loss": torch.nn.L1Loss()},
+        "gewichte",
+    ),
     "in a namespace": (Namespace(model=state(), lr=1), "model"),
     "a defaultdict": ({"model": defaultdict(list, state())}, "model"),
     "an empty state dict": ({}, "."),
@@ -57,6 +69,14 @@ AMBIGUOUS = {
     "a GAN": ({"netG": state(), "netD": state(), "step": 3}, ["netG", "netD"]),
     "EMA beside the model": ({"model": state(), "ema": state(), "epoch": 1}, ["model", "ema"]),
     "EMA beside the state dict": ({"state_dict": state(), "state_dict_ema": state()}, ["state_dict", "state_dict_ema"]),
+    "models of one number each": (
+        {"model": {"w": torch.ones(1)}, "ema": {"w": torch.ones(1), "b": torch.ones(1)}},
+        ["model", "ema"],
+    ),
+    "a model among settings alone": (
+        {"hyper_parameters": {"net": torch.nn.Linear(2, 2), "teacher": torch.nn.Linear(2, 2)}},
+        ["hyper_parameters.net", "hyper_parameters.teacher"],
+    ),
     "in a list": ([state(), state()], ["0", "1"]),
     "a backbone and its head": ({"backbone": state(layers=40), "head": state(layers=1)}, ["backbone", "head"]),
 }
@@ -80,6 +100,13 @@ def test_several_state_dicts_are_listed_and_one_is_to_be_chosen(case: str, ckpt:
     for path in paths:
         assert cs.open("a.pth", select=path).origin.selected == path
         assert ckpt("ls", "a.pth", "--select", path).out.startswith("key")
+
+
+def test_a_module_without_tensors_hides_no_list_of_tensors() -> None:
+    torch.save({"act": torch.nn.ReLU(), "weights": [torch.ones(2), torch.ones(3)]}, "a.pth")
+    assert cs.open("a.pth").origin.selected == "weights"
+    torch.save(torch.nn.ReLU(), "b.pth")
+    assert (cs.open("b.pth").origin.selected, len(cs.open("b.pth"))) == (".", 0)
 
 
 def test_a_selection_is_made_on_both_sides_of_a_diff(ckpt: Any) -> None:

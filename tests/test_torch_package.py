@@ -83,16 +83,61 @@ def test_a_graph_module_is_its_state_dict() -> None:
     assert_same_tensors(cs.open("a.pt"), graph.state_dict())
 
 
-def test_script_modules_are_records(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def scripts(monkeypatch: pytest.MonkeyPatch) -> list[torch.jit.ScriptModule]:
+    """Two script modules; torch saves them in packages only when this switch is off."""
     monkeypatch.setattr("torch.package.package_exporter._gate_torchscript_serialization", False)
-    script = torch.jit.script(torch.nn.Linear(2, 2))
-    state = {"w": torch.randn(3), "script": script, "again": script}
-    export(model=state)
-    ckpt = cs.open("a.pt")
-    assert_same_tensors(ckpt, {"w": state["w"]})
-    rest = ckpt.extras["model/model.pkl"]
-    assert rest["script"].name == "torch.jit._script.unpackage_script_module"
-    assert rest["script"] is rest["again"]
+    model = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.BatchNorm1d(3))
+    return [torch.jit.script(model), torch.jit.script(torch.nn.Linear(5, 4))]
+
+
+def test_a_script_module_is_its_state_dict(scripts: list[torch.jit.ScriptModule], ckpt: Any) -> None:
+    export(model=scripts[0])
+    found = cs.open("a.pt")
+    assert_same_tensors(found, scripts[0].state_dict())
+    assert_same_tensors(found, PackageImporter("a.pt").load_pickle("model", "model.pkl").state_dict())
+    assert (found["0.weight"].role, found["1.running_mean"].role) == ("parameter", "buffer")
+    assert ckpt("verify", "a.pt").code == 0
+
+
+def test_several_script_modules_share_their_code_and_storages(scripts: list[torch.jit.ScriptModule]) -> None:
+    first, second = scripts
+    export(model={"first": first, "second": second, "again": first})
+    for name, script in (("first", first), ("second", second)):
+        assert_same_tensors(cs.open("a.pt", select=f"model/model.pkl.{name}"), script.state_dict())
+    root = cs.inspect("a.pt").root["model/model.pkl"]
+    assert root["first"] is root["again"]
+
+
+def test_a_frozen_script_module_hides_no_state_dict_beside_it() -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("torch.package.package_exporter._gate_torchscript_serialization", False)
+        frozen = torch.jit.freeze(torch.jit.script(torch.nn.Linear(2, 2).eval()))
+        state = {"w": torch.randn(3)}
+        export(model={"script": frozen, **state})
+    assert_same_tensors(cs.open("a.pt"), state)
+
+
+def test_a_script_module_that_is_missing_is_an_error(scripts: list[torch.jit.ScriptModule], ckpt: Any) -> None:
+    export(model=scripts[0])
+    for gone in ("ts_code/0/data.pkl", "ts_code/0/constants.pkl"):
+        repacked(drop(gone))
+        ran = ckpt("ls", "b.pt")
+        assert (ran.code, ran.out) == (2, "")
+        assert "the script module '0' is missing from the archive" in ran.err
+
+
+def test_a_pickle_of_any_name_is_found_by_its_bytes() -> None:
+    """`save_pickle` takes any resource name; other binaries are left alone."""
+    state = {"w": torch.ones(2)}
+    with PackageExporter("a.pt") as exporter:
+        exporter.extern("torch.**")
+        exporter.save_pickle("weights", "net", state)
+        for name, raw in (("a", b"\x80"), ("b", b"\x80\x03 and more"), ("c", b"\x80\x99."), ("d", b"")):
+            exporter.save_binary("other", name, raw)
+    found = cs.open("a.pt")
+    assert found.origin.selected == "weights/net"
+    assert_same_tensors(found, state)
 
 
 def test_no_code_of_the_package_is_run() -> None:

@@ -34,6 +34,9 @@ MAIN_NAMES = frozenset(
     )
 )
 """Names that make a state dict the main one when all others are far smaller."""
+_SETTINGS = frozenset(("hyper_parameters", "datamodule_hyper_parameters", "hparams", "args", "config"))
+"""Names of what a model was built from: modules in there are arguments, whose trained tensors stand
+in the state dict beside them."""
 _MINOR = 0.05
 BARE = "tensor"
 """The key of a tensor that is the whole object of its file."""
@@ -94,16 +97,20 @@ def candidates(root: Any) -> tuple[Candidate, ...]:
 
     Tensors in lists and under numbers count only where none has a name, and numpy's arrays only
     where there are no tensors: beside a state dict they are something else (states of random
-    number generators, statistics).
+    number generators, statistics).  Modules without tensors (activations, losses) count only where
+    there is nothing else.
     """
     if isinstance(root, TensorRef):
         return (Candidate((), {BARE: root}, {}, {}),)
     kinds: tuple[_Kind, ...] = ("named", "numbered", "arrays")
+    empty: tuple[Candidate, ...] = ()
     for kind in kinds:
-        found = tuple(_outnumbered(_found(root, kind)))
+        every = tuple(_outnumbered(_found(root, kind)))
+        found = tuple(candidate for candidate in every if candidate.tensors)
         if found:
             return found
-    return ()
+        empty = empty or every
+    return empty
 
 
 def _found(root: Any, kind: _Kind) -> list[Candidate]:
@@ -142,15 +149,26 @@ def _around(candidate: Candidate, by_path: Mapping[tuple[Step, ...], Candidate])
 
 def main(found: tuple[Candidate, ...]) -> Candidate | None:
     """The candidate that is clearly meant: the only one, or one with a main name beside which the
-    others are negligible."""
+    others are negligible.
+
+    What lies in settings and mappings of nothing but single numbers (the scores that Lightning's
+    callbacks keep) are negligible whatever their count.
+    """
     if len(found) == 1:
         return found[0]
-    named = [candidate for candidate in found if candidate.path and candidate.path[-1] in MAIN_NAMES]
+    meant = [candidate for candidate in found if _SETTINGS.isdisjoint(candidate.path)]
+    named = [candidate for candidate in meant if candidate.path and candidate.path[-1] in MAIN_NAMES]
     if len(named) != 1:
         return None
     allowed = max(1, int(len(named[0].tensors) * _MINOR))
-    others = sum(len(candidate.tensors) for candidate in found if candidate is not named[0])
-    return named[0] if others <= allowed else None
+    others = [candidate for candidate in meant if candidate is not named[0]]
+    if not _is_figures(named[0]):
+        others = [candidate for candidate in others if not _is_figures(candidate)]
+    return named[0] if sum(len(candidate.tensors) for candidate in others) <= allowed else None
+
+
+def _is_figures(candidate: Candidate) -> bool:
+    return all(ref.numel == 1 for ref in candidate.tensors.values())
 
 
 def _walk(root: Any) -> Iterator[tuple[tuple[Step, ...], Any]]:

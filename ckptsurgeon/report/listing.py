@@ -172,7 +172,7 @@ def candidates_text(document: Document) -> str:
     """The state dicts of a file in which none is clearly the main one."""
     rows = [["--select", "tensors", "elements", "bytes", "first key"]]
     for found in document.candidates:
-        first = shown(next(iter(found.tensors)))
+        first = shown(next(iter(found.tensors), ""))
         rows.append([shown(found.name), str(len(found.tensors)), f"{found.numel:,}", size(found.nbytes), first])
     lines = columns(rows, right=frozenset({1, 2, 3}))
     count = plural(len(document.candidates), "state dict")
