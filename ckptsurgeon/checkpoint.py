@@ -49,7 +49,8 @@ class Checkpoint(Mapping[str, TensorRef]):
     """An ordered mapping of key → `TensorRef`, with everything else that the file says.
 
     Immutable: every step makes a new one. `metadata` is the str → str map of safetensors,
-    `versions` torch's `_metadata`, `extras` the rest of the file as inert data.
+    `versions` torch's `_metadata`, `extras` the rest of the file as inert data, `remarks` what a
+    reader should know of what was not taken.
     """
 
     tensors: Mapping[str, TensorRef]
@@ -57,6 +58,7 @@ class Checkpoint(Mapping[str, TensorRef]):
     versions: Versions = field(default_factory=_empty)
     extras: Any = field(default_factory=_empty)
     origin: Origin | None = None
+    remarks: tuple[str, ...] = ()
 
     def __getitem__(self, key: str) -> TensorRef:
         return self.tensors[key]

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from ckptsurgeon import evaluate
 from ckptsurgeon.dtypes import DTYPES, DType
 from ckptsurgeon.errors import InputError, UsageError
-from ckptsurgeon.sources import Extent, Inline
+from ckptsurgeon.sources import Absent, Extent, Inline
 from ckptsurgeon.tensor import TensorRef, TensorSpec
 
 if TYPE_CHECKING:
@@ -45,7 +45,9 @@ class Comparison:
     are not, and `nan` and `inf`, the elements of `a` and of `b` with a NaN or an infinity.
 
     A figure that overflows float64 is None.  Elements that share bytes (fewer than 8 bits) are
-    compared by their bytes, equal nothing of another dtype, and have no figures.  Where nothing was
+    compared by their bytes, equal nothing of another dtype, and have no figures; tensors without dense
+    bytes are equal when all of their parts are.  Where no element is finite on both sides `max_abs` and
+    `relative_l2` are None too.  Where nothing was
     read, because both are the same bytes of the same file, `cosine`, `nan` and `inf` are None.
     """
 
@@ -82,6 +84,9 @@ def compare(a: TensorRef, b: TensorRef, tick: Callable[[int], None] | None = Non
         raise UsageError(f"tensors of one shape are compared, not {list(a.shape)} and {list(b.shape)}")
     if is_one(a, b):
         return _UNREAD
+    if a.absent is not None or b.absent is not None:
+        equal = _same_parts(a, b)
+        return Comparison(equal, 0 if equal else None, None, None, None, None, None)
     a, b = _as_numbers(a), _as_numbers(b)
     if a.dtype.bits < 8 or b.dtype.bits < 8:
         equal = a.dtype == b.dtype and _same_bytes(a, b, tick)
@@ -94,6 +99,15 @@ def compare(a: TensorRef, b: TensorRef, tick: Callable[[int], None] | None = Non
         if tick is not None:
             tick(len(left) + len(right))
     return sums.figures()
+
+
+def _same_parts(a: TensorRef, b: TensorRef) -> bool:
+    """Whether two tensors without dense bytes (sparse, nested …) are made of the same parts."""
+    if not isinstance(a.source, Absent) or not isinstance(b.source, Absent) or a.source.form != b.source.form:
+        return False
+    left, right = dict(a.source.parts), dict(b.source.parts)
+    same = list(left) == list(right) and all(left[name].spec == right[name].spec for name in left)
+    return same and all(compare(left[name], right[name]).equal for name in left)
 
 
 def _as_numbers(ref: TensorRef) -> TensorRef:
@@ -214,6 +228,7 @@ class _Sums:
     """What is known of the chunks so far; the sums of squares and products are exact sums."""
 
     differing: int = 0
+    finite: int = 0
     largest: float = 0.0
     nan: list[int] = field(default_factory=lambda: [0, 0])
     inf: list[int] = field(default_factory=lambda: [0, 0])
@@ -225,6 +240,7 @@ class _Sums:
     def add(self, a: _Side, b: _Side) -> None:
         x, y, apart = a.values, b.values, _difference(a, b)
         squares = float(x.reshape(-1).dot(x.reshape(-1))), float(y.reshape(-1).dot(y.reshape(-1)))
+        self.finite += len(x)
         if not math.isfinite(sum(squares)):
             x, y, apart = self._only_finite(x, y, apart)
         different = int((apart != 0).any(1).sum())
@@ -249,12 +265,14 @@ class _Sums:
         finite = (x.isfinite() & y.isfinite()).all(1, keepdim=True)
         same = ((x == y) | (x.isnan() & y.isnan())).all(1, keepdim=True)
         self.differing += int((~same & ~finite).sum())
+        self.finite -= int((~finite).sum())
         zero = x.new_zeros(())
         return x.where(finite, zero), y.where(finite, zero), apart.where(finite, zero)
 
     def figures(self) -> Comparison:
         relative: float | None = None
-        if math.isfinite(self.largest) and (self.right or not self.squares):
+        unknown = self.differing > 0 and not self.finite
+        if not unknown and math.isfinite(self.largest) and (self.right or not self.squares):
             relative = _root(self.squares / (self.right or 1))
         cosine: float | None = None
         if self.left and self.right:
@@ -262,7 +280,7 @@ class _Sums:
         return Comparison(
             not self.differing,
             self.differing,
-            self.largest if math.isfinite(self.largest) else None,
+            self.largest if math.isfinite(self.largest) and not unknown else None,
             relative,
             cosine,
             (self.nan[0], self.nan[1]),

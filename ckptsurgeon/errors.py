@@ -81,10 +81,11 @@ class AmbiguousError(InputError):
         self.paths = tuple(paths)
         shown = ", ".join(self.paths[:MOST_SHOWN])
         more = len(self.paths) - MOST_SHOWN
+        first = next((path for path in self.paths if path != "."), self.paths[0])
         super().__init__(
             f"{len(self.paths)} state dicts could be meant: {shown}" + (f" and {more} more" if more > 0 else ""),
             path=path,
-            hint=f"choose one with --select {self.paths[0]}, or --select . for all of them",
+            hint=f"choose one with --select {first}, or --select . for all of them",
         )
 
 

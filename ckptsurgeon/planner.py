@@ -337,7 +337,7 @@ class _Work:
             tuple(self.initialised),
             self.overlapped,
             tuple(self.problems),
-            tuple(self.warnings),
+            (*self.source.remarks, *self.warnings),
         )
 
 

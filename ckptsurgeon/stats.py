@@ -18,14 +18,15 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class Stats:
     """Over the finite values: `minimum`, `maximum`, `mean`, `std` (of the population); None where
-    there are none, the dtype has no order, or the figure overflows.  `nan` and `inf` are counts."""
+    there are none, the dtype has no order, or the figure overflows.  `nan` and `inf` are counts; None
+    where the values were not read."""
 
     minimum: float | None
     maximum: float | None
     mean: float | None
     std: float | None
-    nan: int
-    inf: int
+    nan: int | None
+    inf: int | None
 
 
 def of(ref: TensorRef) -> Stats:
@@ -34,7 +35,7 @@ def of(ref: TensorRef) -> Stats:
     Raises InputError for dtypes that torch cannot compute with.
     """
     if ref.dtype.kind == "complex" or ref.dtype.bits < 8 or ref.absent is not None:
-        return Stats(None, None, None, None, 0, 0)
+        return Stats(None, None, None, None, None, None)
     low, high, total, squares, count, nan, inf = math.inf, -math.inf, 0.0, 0.0, 0, 0, 0
     for values in _numbers(ref):
         nan += int(values.isnan().sum())

@@ -54,6 +54,26 @@ def as_checkpoint(source: Source, select: str | None = None) -> Checkpoint:
     return open_checkpoint(source, select)
 
 
+def _left(source: Source, select: str | None, target: Like) -> Checkpoint:
+    """The checkpoint at `source`; `select` may be about the other file alone, where only that has several
+    state dicts."""
+    if select is None or isinstance(source, Checkpoint):
+        return as_checkpoint(source, select)
+    try:
+        return as_checkpoint(source, select)
+    except UsageError:
+        if _is_ambiguous(target) and formats.inspect(source).main is not None:
+            return as_checkpoint(source)
+        raise
+
+
+def _is_ambiguous(thing: Like) -> bool:
+    if not isinstance(thing, str | os.PathLike) or (isinstance(thing, str) and targets.is_spec(thing)):
+        return False
+    document = formats.inspect(thing)
+    return document.main is None and bool(document.candidates)
+
+
 def target_of(thing: Like, select: str | None = None) -> Target:
     """What a checkpoint must fit: an `nn.Module`, a model spec, a path, a Checkpoint or a Target.
 
@@ -86,14 +106,14 @@ def diff(
     """
     from ckptsurgeon import differ
 
+    against = target_of(target, select)
     if rules is None:
-        return differ.diff(as_checkpoint(source, select), target_of(target, select), values=values, progress=progress)
+        return differ.diff(_left(source, select, target), against, values=values, progress=progress)
     from ckptsurgeon import planner
     from ckptsurgeon.rules import Recipe
 
     recipe = Recipe.of(rules)
-    ckpt = as_checkpoint(source, select or recipe.select)
-    against = target_of(target, select)
+    ckpt = _left(source, select or recipe.select, target)
     made = planner.apply_rules(ckpt, recipe, against).check().result
     return differ.diff(made, against, values=values, progress=progress)
 
@@ -176,8 +196,8 @@ class SaveOptions(TypedDict, total=False):
 @dataclass(frozen=True)
 class Written:
     """What was written: the file, its size in bytes, its format, how many tensors are in it, the
-    plan that made it, the extras that were to be kept and could not be, warnings, and all files
-    when there are several (`path` is the index of shards then)."""
+    plan that made it, the extras that were to be kept and could not be, warnings, all files
+    when there are several (`path` is the index of shards then), and older ones that were removed."""
 
     path: str
     nbytes: int
@@ -187,6 +207,7 @@ class Written:
     lost: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     files: tuple[str, ...] = ()
+    removed: tuple[str, ...] = ()
 
 
 def save(
@@ -220,11 +241,23 @@ def save(
         raise PlanError(problems)
     files, lost = formats.files(ckpt, output, keep_extras)
     kin = output.is_kin if output.format.shards else stream.no_kin
-    nbytes = stream.write(files, force=force, progress=progress, kin=kin, make_folder=output.folder)
     names = tuple(name for name, _ in files)
+    kept = {os.path.basename(name) for name in names}
+    removed = [name for name in stream.older(output.path, kin) if name not in kept]
+    nbytes = stream.write(files, force=force, progress=progress, kin=kin, make_folder=output.folder)
     format = output.format if len(files) > 1 else output.holder
     notes = tuple(dict.fromkeys(note for _, layout in files for note in layout.notes))
-    return Written(names[-1], nbytes, format.name, len(ckpt), None, tuple(lost), notes, names if len(files) > 1 else ())
+    return Written(
+        names[-1],
+        nbytes,
+        format.name,
+        len(ckpt),
+        None,
+        tuple(lost),
+        notes,
+        names if len(files) > 1 else (),
+        tuple(removed),
+    )
 
 
 def carry_out(made: Plan, output: Path, **how: Unpack[SaveOptions]) -> Written:
@@ -272,7 +305,9 @@ def prepare(
     from ckptsurgeon.rules import Recipe
 
     recipe = Recipe.of(rules)
-    ckpt = as_checkpoint(source, select or recipe.select)
+    ckpt = (
+        _left(source, select or recipe.select, to) if to is not None else as_checkpoint(source, select or recipe.select)
+    )
     if output is None:
         return plan(ckpt, recipe, to, select=select, **how)
     place = formats.output(output, shard_size, tied)
@@ -325,20 +360,19 @@ def convert(
 
 def verify(
     source: Path, against: Source | None = None, *, select: str | None = None, progress: Progress | None = None
-) -> tuple[Verification, Diff | None]:
+) -> Verification:
     """Read every byte of a checkpoint and hold it against its checksums; with `against`, compare it
     with another one, values too.
 
-    The second result is None without `against`, and where the file is damaged.  Raises InputError
-    when a header or an index is not as it should be.
+    `.against` of the result is the comparison; None without `against`, and where the file is damaged.
+    Raises InputError when a header or an index is not as it should be.
     """
     from ckptsurgeon import verifier
 
-    document = formats.inspect(source)
-    found = verifier.verify(document, progress)
+    found = verifier.verify(formats.inspect(source), progress)
     if against is None or not found.ok:
-        return found, None
-    return found, diff(document.checkpoint(select), against, select=select, values=True, progress=progress)
+        return found
+    return replace(found, against=diff(source, against, select=select, values=True, progress=progress))
 
 
 def recipe(path: Path | None, rules: Iterable[str | Rule] | None) -> Recipe | None:

@@ -166,6 +166,11 @@ class TensorRef:
             at += len(block)
         return evaluate.to_torch(buffer, self.spec)
 
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Any:
+        """The values as a NumPy array, for `np.asarray`; TypeError for dtypes that NumPy lacks."""
+        made = self.read().numpy()
+        return made if dtype is None else made.astype(dtype)
+
     __iter__: ClassVar[None] = None
     """Not iterable: a loop over `ref[0]`, `ref[1]` … would read the file once for each of them."""
 
@@ -203,6 +208,8 @@ class TensorRef:
         if isinstance(self.source, Extent):
             inflated = "" if self.source.codec is None else " of a compressed member"
             return f"{printable(self.source.path)} at byte {self.source.offset:,}{inflated}"
+        if self.absent is not None:
+            return f"no bytes: {printable(self.absent)}"
         return "in memory" if isinstance(self.source, Inline) else "computed"
 
 

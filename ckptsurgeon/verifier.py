@@ -9,12 +9,16 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from ckptsurgeon import evaluate, formats
 from ckptsurgeon.errors import InputError, Problem
 from ckptsurgeon.formats import Document
 from ckptsurgeon.sources import Extent
 from ckptsurgeon.tensor import TensorRef
+
+if TYPE_CHECKING:
+    from ckptsurgeon.differ import Diff
 
 Progress = Callable[[int, int], None]
 
@@ -23,7 +27,8 @@ Progress = Callable[[int, int], None]
 class Verification:
     """What was found: `tensors` that were read and their `nbytes` in the file, `checksums` that were
     held against their bytes, tensors whose bytes the file does not hold (`absent`: sparse, meta …),
-    `remarks` on what is odd but can be read, and `problems`."""
+    `remarks` on what is odd but can be read, and `problems`.  `against` is the comparison with another
+    file, where one was asked for."""
 
     path: str
     format: str
@@ -34,6 +39,7 @@ class Verification:
     absent: tuple[str, ...]
     remarks: tuple[str, ...]
     problems: tuple[Problem, ...]
+    against: Diff | None = None
 
     @property
     def ok(self) -> bool:

@@ -11,12 +11,16 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import settings
 from typer.testing import CliRunner
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "fixtures" / "make"), str(ROOT / "fixtures")]
 
 from ckptsurgeon.cli.app import build  # noqa: E402
+
+settings.register_profile("shared machines", deadline=None)
+settings.load_profile("shared machines")
 
 
 @dataclass(frozen=True)

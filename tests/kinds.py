@@ -303,7 +303,7 @@ def _header_order(state: State, path: Path) -> list[str]:
 
 
 def _shard_order(state: State, path: Path) -> list[str]:
-    """The keys of the shards, in the order of the shards' names."""
+    """The keys in the order of the index, unless that is sorted: then of the shards, by their names."""
     folder = path if path.is_dir() else path.parent
     order: list[str] = []
     for file in sorted(folder.iterdir()):
@@ -311,6 +311,10 @@ def _shard_order(state: State, path: Path) -> list[str]:
             order += _header_order(state, file)
         elif file.suffix == ".bin":
             order += torch.load(file, weights_only=True)
+    for file in folder.glob("*.index.json"):
+        keys = list(json.loads(file.read_text())["weight_map"])
+        if keys != sorted(keys):
+            order = [*keys, *(key for key in order if key not in keys)]
     return order
 
 

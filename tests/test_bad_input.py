@@ -92,8 +92,8 @@ NOT_OURS = {
     "other zip": (_zip("a/b.txt"), "it holds 'a/b.txt'"),
     "two pickles": (_zip("a/data.pkl", "b/data.pkl"), "holds 2 pickles named data.pkl"),
     "no pickle": (_zip("a/data.pkl"), "damaged a/data.pkl"),
-    "a number": (_pickled(3), "holds no state dict, but a int"),
-    "only numbers": (_pickled({"a": 1}), "holds no state dict, but a dict of 1 items"),
+    "a number": (_pickled(3), "holds no state dict, but an int"),
+    "only numbers": (_pickled({"a": 1}), "holds no state dict, but a dict of 1 item"),
 }
 
 

@@ -411,3 +411,47 @@ def test_nothing_is_loaded_when_one_tensor_has_no_bytes() -> None:
     with pytest.raises(cs.PlanError, match="'q' is a sparse tensor"):
         cs.load_into(model, "a.pth")
     assert model.w.tolist() == [0, 0]
+
+
+class WithAttribute(torch.nn.Module):
+    """A model that keeps a tensor which is neither a parameter nor a buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = torch.nn.Linear(2, 2)
+        self.anchors = [torch.ones(3), {"x": torch.zeros(2)}]
+
+
+def test_tensors_of_a_module_that_its_state_dict_lacks_are_told(ckpt: Any) -> None:
+    model = torch.nn.Sequential(WithAttribute())
+    torch.save(model, "a.pth")
+    assert_same_tensors(cs.open("a.pth"), model.state_dict())
+    words = "its tensors at 0.anchors are neither parameters nor buffers"
+    assert f"note: {words}" in ckpt("ls", "a.pth").out
+    assert words in ckpt("ls", "a.pth", "--json").json["remarks"][0]
+    assert f"warning: {words}" in ckpt("convert", "a.pth", "b.pth").err
+
+
+def test_a_module_of_packed_weights_alone_is_refused(save: Save, ckpt: Any) -> None:
+    """A dynamically quantised layer packs its weight into an object, which a whole pickled module hides."""
+    from torch.ao.nn.quantized.dynamic import Linear
+
+    save(torch.nn.Sequential(Linear(4, 3)), Path("a.pth"))
+    ran = ckpt("convert", "a.pth", "b.pth")
+    assert (ran.code, Path("b.pth").exists()) == (2, False)
+    assert "holds a module without parameters and buffers; its tensors at 0._packed_params" in ran.err
+
+
+def test_tensors_without_bytes_are_compared_by_their_parts(ckpt: Any) -> None:
+    torch.save({"s": torch.eye(3).to_sparse(), "w": torch.ones(2)}, "a.pth")
+    torch.save({"s": torch.eye(3).to_sparse(), "w": torch.ones(2)}, "b.pth")
+    torch.save({"s": (2 * torch.eye(3)).to_sparse(), "w": torch.ones(2)}, "c.pth")
+    assert ckpt("diff", "a.pth", "b.pth", "--values").code == 0
+    ran = ckpt("diff", "a.pth", "c.pth", "--values")
+    assert ran.code == 1
+    assert "values: 1 of 2 tensors equal" in ran.out
+
+
+def test_a_reference_is_an_array_where_numpy_asks() -> None:
+    torch.save({"w": torch.arange(6.0).view(2, 3)}, "a.pth")
+    assert np.asarray(cs.open(b"a.pth")["w"]).tolist() == [[0, 1, 2], [3, 4, 5]]

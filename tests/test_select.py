@@ -174,3 +174,13 @@ def test_shared_and_cyclic_objects_are_walked_once() -> None:
     cycle["again"] = cycle
     torch.save(cycle, "a.pth")
     assert cs.open("a.pth").origin.selected == "model"
+
+
+def test_select_may_be_about_the_other_file_alone(ckpt: Any) -> None:
+    """Where that has several state dicts and the first has one."""
+    torch.save({"netG": {"w": torch.ones(2)}, "netD": {"w": torch.zeros(2)}}, "gan.pth")
+    assert ckpt("convert", "gan.pth", "g.safetensors", "--select", "netG").code == 0
+    assert ckpt("verify", "g.safetensors", "--against", "gan.pth", "--select", "netG").code == 0
+    assert ckpt("diff", "g.safetensors", "gan.pth", "--select", "netD", "--values").code == 1
+    assert ckpt("remap", "g.safetensors", "--to", "gan.pth", "--select", "netG", "-o", "b.pth").code == 0
+    assert "--select none names nothing" in ckpt("diff", "g.safetensors", "gan.pth", "--select", "none").err

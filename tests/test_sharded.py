@@ -502,9 +502,11 @@ def recorded(patch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
 
         def wrapped(*args: Any, **how: Any) -> Any:
             made = real(*args, **how)
-            base = os.path.basename(str(args[-1]))
+            first, base = (os.path.basename(str(name)) for name in (args[0], args[-1]))
             if not base.endswith(".part"):
                 seen.append(("gone" if call == "unlink" else "there", base))
+            elif not first.endswith(".part"):
+                seen.append(("gone", first))
             return made
 
         patch.setattr(os, call, wrapped)
@@ -531,6 +533,7 @@ def test_the_index_comes_last_and_an_older_one_goes_first(monkeypatch: pytest.Mo
     assert seen[0] == ("gone", index)
     assert {step for step, _ in seen[:4]} == {"gone"}
     assert seen[4:] == [("there", name(1, 2)), ("there", name(2, 2)), ("there", index)]
+    assert not leftovers()
 
 
 def test_a_new_folder_appears_with_all_of_its_files(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -599,8 +602,8 @@ def test_a_source_that_changes_leaves_the_old_output_whole(force: bool) -> None:
     assert not leftovers()
 
 
-def test_a_failure_between_the_renames_leaves_no_index(monkeypatch: pytest.MonkeyPatch) -> None:
-    """So that nobody reads old and new shards as one; without older files, none of the new stays."""
+def test_a_failure_between_the_renames_brings_the_old_output_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody reads old and new shards as one; without older files, none of the new stays."""
     source()
     os.mkdir("out")
 
@@ -623,11 +626,78 @@ def test_a_failure_between_the_renames_leaves_no_index(monkeypatch: pytest.Monke
             cs.convert("in.pth", "out", shard_size=64)
     assert os.listdir("out") == []
     cs.convert("in.pth", "out", shard_size=64)
+    before = content("out")
     with monkeypatch.context() as patch:
         failing(patch, "replace")
         with pytest.raises(cs.OutputError):
             cs.convert("in.pth", "out", shard_size=120, force=True)
-    assert not [file for file in os.listdir("out") if file.endswith((".json", ".part"))]
+    assert content("out") == before
+
+
+def test_what_is_removed_of_an_earlier_output_is_said(ckpt: Any) -> None:
+    """Before, by its refusal, and afterwards; other files in the folder stay."""
+    source()
+    cs.convert("in.pth", "out", shard_size=64)
+    Path("out/notes.txt").write_text("mine")
+    old = sorted(set(os.listdir("out")) - {"notes.txt"})
+    ran = ckpt("convert", "in.pth", "out/whole.safetensors")
+    assert ran.code == 0
+    ran = ckpt("convert", "in.pth", "out")
+    assert ran.code == 2
+    assert f"there are {', '.join(old)} of an earlier output; --force replaces it and removes them" in ran.err
+    ran = ckpt("convert", "in.pth", "out", "--force", "--json")
+    assert sorted(ran.json["written"]["removed"]) == old
+    assert sorted(os.listdir("out")) == ["model.safetensors", "notes.txt", "whole.safetensors"]
+    assert (
+        "removed, of an earlier output: model.safetensors"
+        in ckpt("convert", "in.pth", "out", "--force", "--shard-size", "64").out
+    )
+
+
+def test_links_into_a_cache_are_replaced_and_not_followed(ckpt: Any) -> None:
+    """The blobs of a Hugging Face cache belong to other revisions too."""
+    source()
+    os.makedirs("cache/blobs")
+    os.makedirs("cache/snapshot")
+    Path("cache/blobs/abc").write_bytes(b"theirs")
+    os.symlink("../blobs/abc", "cache/snapshot/model.safetensors")
+    assert ckpt("convert", "in.pth", "cache/snapshot", "--force").code == 0
+    assert Path("cache/blobs/abc").read_bytes() == b"theirs"
+    assert not os.path.islink("cache/snapshot/model.safetensors")
+
+
+def test_an_index_without_tensors_beside_shards_is_refused(ckpt: Any) -> None:
+    source()
+    cs.convert("in.pth", "out", shard_size=64)
+    Path("out/model.safetensors.index.json").write_text('{"metadata": {}, "weight_map": {}}')
+    for command in (["verify", "out"], ["convert", "out", "b.pth"]):
+        ran = ckpt(*command)
+        assert ran.code == 2
+        assert "names no tensor, and there are shards beside it" in ran.err
+
+
+@pytest.mark.filterwarnings("ignore:torch.quantize:UserWarning")
+def test_the_index_counts_what_is_written(ckpt: Any) -> None:
+    """Also with aliases, where a view of another shape is written in full, and with the scales of quantised tensors."""
+    flat = torch.randn(60)
+    torch.save({"a": flat, "b": flat, "c": flat.view(6, 10), "d": torch.randn(9)}, "in.pth")
+    for tied in ("full", "alias"):
+        cs.convert("in.pth", f"{tied}/", shard_size=100, tied=tied)
+        assert cs.verify(tied).remarks == ()
+    torch.save(
+        {f"q{i}": torch._make_per_tensor_quantized_tensor(torch.ones(8, dtype=torch.int8), 0.5, 0) for i in range(3)},
+        "q.pth",
+    )
+    written = cs.convert("q.pth", "q/", shard_size=50)
+    assert len(written.files) == 3
+    assert cs.verify("q").remarks == ()
+
+
+def test_an_output_without_a_name_is_refused(ckpt: Any) -> None:
+    source()
+    ran = ckpt("convert", "in.pth", "")
+    assert (ran.code, os.listdir(".")) == (2, ["in.pth"])
+    assert "the output has no name" in ran.err
 
 
 @pytest.mark.parametrize("size", [64, 120, 10_000])

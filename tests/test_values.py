@@ -44,11 +44,12 @@ def truth(a: torch.Tensor, b: torch.Tensor) -> dict[str, Any]:
     equal = torch.isclose(x, y, rtol=0, atol=0, equal_nan=True)
     both = x.isfinite() & y.isfinite()
     x, y = x[both], y[both]
+    unknown = bool((~equal).any()) and not x.numel()
     apart, size, other = (float(torch.linalg.vector_norm(v)) for v in (x - y, x, y))
     return {
         "differing": int((~equal).sum()),
-        "max_abs": float((x - y).abs().max()) if x.numel() else 0.0,
-        "relative_l2": 0.0 if not apart else apart / other if other else None,
+        "max_abs": None if unknown else float((x - y).abs().max()) if x.numel() else 0.0,
+        "relative_l2": None if unknown else 0.0 if not apart else apart / other if other else None,
         "cosine": float((x * y.conj()).sum().real) / (size * other) if size and other else None,
         "nan": nan,
         "inf": inf,

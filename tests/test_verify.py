@@ -169,10 +169,10 @@ def test_against_another_file_values_count(ckpt: Any) -> None:
     ran = ckpt("verify", "a.pth", "--against", "b.safetensors")
     assert ran.code == 1
     assert "values: 3 of 4 tensors equal" in ran.out
-    found, diff = cs.verify("a.pth", "b.safetensors")
+    found = cs.verify("a.pth", "b.safetensors")
     assert found.ok
-    assert diff is not None
-    assert [row.key for row in diff.rows if row.status == "values"] == ["layers.1.weight"]
+    assert found.against is not None
+    assert [row.key for row in found.against.rows if row.status == "values"] == ["layers.1.weight"]
 
 
 def test_tensors_without_bytes_are_told(ckpt: Any) -> None:
@@ -187,7 +187,7 @@ def test_a_large_file_is_verified_in_little_memory(tmp_path: Path) -> None:
 
     torch.save({"w": torch.zeros(300_000_000, dtype=torch.uint8)}, "a.pth")
     code = (
-        "import sys; import ckptsurgeon as cs; found, _ = cs.verify('a.pth'); assert found.ok; "
+        "import sys; import ckptsurgeon as cs; found = cs.verify('a.pth'); assert found.ok; "
         "assert 'torch' not in sys.modules; "
         "print([line for line in open('/proc/self/status') if line.startswith('VmHWM')][0].split()[1])"
     )

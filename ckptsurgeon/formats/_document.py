@@ -14,6 +14,8 @@ from ckptsurgeon.formats import _tree
 from ckptsurgeon.formats._tree import Candidate
 from ckptsurgeon.tensor import TensorRef
 
+_NAMES_SHOWN = 5
+
 
 @contextlib.contextmanager
 def _about(path: str) -> Iterator[None]:
@@ -23,6 +25,15 @@ def _about(path: str) -> Iterator[None]:
     except InputError as error:
         error.path = error.path or path
         raise
+
+
+def _loose(found: Candidate) -> str:
+    names = ", ".join(found.loose[:_NAMES_SHOWN])
+    more = len(found.loose) - _NAMES_SHOWN
+    return (
+        f"its tensors at {names}{f' and {more} more' if more > 0 else ''} are neither parameters nor buffers (packed, "
+        "or plain attributes) and are not taken; `ckpt ls --tree` shows them, and a saved state_dict() may have them"
+    )
 
 
 @dataclass(frozen=True)
@@ -105,6 +116,9 @@ class Document:
         return found
 
     def _made(self, found: Candidate) -> Checkpoint:
+        if found.loose and not found.tensors:
+            raise InputError(f"holds a module without parameters and buffers; {_loose(found)}", path=self.path)
         extras, place = _tree.remove(self.root, found.path, found.rest)
         origin = Origin(self.path, self.format, found.path, place)
-        return Checkpoint(dict(found.tensors), dict(self.metadata), found.versions, extras, origin)
+        remarks = (_loose(found),) if found.loose else ()
+        return Checkpoint(dict(found.tensors), dict(self.metadata), found.versions, extras, origin, remarks)

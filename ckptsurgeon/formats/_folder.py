@@ -52,7 +52,10 @@ def read(path: str, open_file: sharded.Open) -> Document:
         return sharded.unindexed(path, _complete(path, groups), open_file)
     whole = [name for name in names if name.endswith(_SUFFIXES) and not name.startswith(_BESIDE)]
     if not whole:
-        raise InputError(f"is a folder without a checkpoint file ({', '.join(_SUFFIXES)})", path=path)
+        inner = sorted(entry.name for entry in os.scandir(path) if entry.is_dir())
+        more = f" and {len(inner) - MOST_SHOWN} more" if len(inner) > MOST_SHOWN else ""
+        hint = f"name one of its folders: {', '.join(inner[:MOST_SHOWN])}{more}" if inner else None
+        raise InputError(f"is a folder without a checkpoint file ({', '.join(_SUFFIXES)})", path=path, hint=hint)
     safe = [name for name in whole if name.endswith(".safetensors")]
     return open_file(os.path.join(path, _only(path, safe or whole, "checkpoint files")))
 

@@ -8,6 +8,7 @@ from ckptsurgeon.formats import _protobuf, _wrapped
 from ckptsurgeon.formats._probe import Probe
 
 _AGAIN = "download it again"
+_PICKLED = "where you trust it, load it in Python and write its tensors with torch.save or safetensors"
 _EXPORTED = "it was exported for inference: take the checkpoint that it was made from"
 _ARRAYS = "read its arrays with {} and save them with safetensors"
 _NUMPY = _ARRAYS.format("numpy.load")
@@ -74,7 +75,7 @@ def describe(probe: Probe) -> tuple[str, str | None]:
     if (archive := _wrapped.describe(probe)) is not None:
         return f"is {archive[0]}", archive[1]
     if probe.head[:1] == b"\x80" and probe.head[1:2] in b"\x02\x03\x04\x05":
-        return "is a plain Python pickle, no checkpoint that torch saved", None
+        return "is a plain Python pickle, no checkpoint that torch saved", _PICKLED
     if not probe.head.strip(b"\0"):
         return "begins with zeros only (an interrupted download?), no checkpoint", None
     return "is no checkpoint", None

@@ -58,7 +58,9 @@ def output(path: str | os.PathLike[str], shard_size: int | str | None = None, ti
     A folder is one that exists, a name that ends with `/`, or with `shard_size` a name without a
     suffix.  `shard_size` is in bytes, or a text such as `5GB`.  Raises UsageError.
     """
-    name = os.fspath(path)
+    name = os.fsdecode(path)
+    if not name:
+        raise UsageError("the output has no name; `.` is the current folder")
     size = _size(shard_size)
     if tied not in ("full", "alias"):
         raise UsageError(f"tied is 'full' or 'alias', not {tied!r}")
@@ -122,23 +124,33 @@ def files(ckpt: Checkpoint, output: Output, keep_extras: bool = False) -> tuple[
     be kept and cannot be.
     """
     check_extras(ckpt.extras if keep_extras else None, output.format)
-    aliased = output.tied == "alias" and output.holder.name == safetensors.NAME
+    safe = output.holder.name == safetensors.NAME
+    notes = tuple(safetensors.notes(ckpt)) if safe else ()
+    ckpt = safetensors.expanded(ckpt) if safe else ckpt
+    aliased = safe and output.tied == "alias"
     if not output.format.shards:
         layout, lost = _layout(_aliases.collapsed(ckpt) if aliased else ckpt, output.format, keep_extras)
-        return [(output.path, layout)], lost
+        return [(output.path, replace(layout, notes=notes))], lost
+    made = _shards(ckpt, output, aliased)
+    return [*made[:-1], (made[-1][0], replace(made[-1][1], notes=notes))], []
+
+
+def _shards(ckpt: Checkpoint, output: Output, aliased: bool) -> list[tuple[str, Layout]]:
+    """Shards and their index; in a folder one shard alone has none."""
     once = aliased or output.holder.extras
     parts = sharded.split(ckpt, output.shard_size, together=once)
     if aliased:
         parts = [_aliases.collapsed(part) for part in parts]
     laid_out = [_layout(part, output.holder, False)[0] for part in parts]
     if output.folder and len(parts) == 1:
-        return [(output.path.removesuffix(_INDEX), laid_out[0])], []
+        return [(output.path.removesuffix(_INDEX), laid_out[0])]
     folder, base = os.path.split(output.path)
     names = sharded.shard_names(base, len(parts))
     place = {key: name for name, part in zip(names, parts, strict=True) for key in part}
-    index = sharded.index_bytes({key: place[key] for key in ckpt if key in place}, sharded.nbytes(ckpt.values(), once))
+    total = sum(sharded.nbytes(part.values(), together=output.holder.extras) for part in parts)
+    index = sharded.index_bytes({key: place[key] for key in ckpt if key in place}, total)
     made = [(os.path.join(folder, name), layout) for name, layout in zip(names, laid_out, strict=True)]
-    return [*made, (output.path, Layout((index,)))], []
+    return [*made, (output.path, Layout((index,)))]
 
 
 def _layout(ckpt: Checkpoint, format: Format, keep_extras: bool) -> tuple[Layout, list[str]]:

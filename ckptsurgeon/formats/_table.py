@@ -91,7 +91,7 @@ def inspect(path: str | os.PathLike[str], limits: Limits = DEFAULT) -> Document:
 
     Raises InputError when the file is missing, damaged, or of no known kind.
     """
-    name = os.fspath(path)
+    name = os.fsdecode(path)
     if os.path.isdir(name):
         return _folder.read(name, lambda inner: inspect(inner, limits))
     return _inspect(name, limits)

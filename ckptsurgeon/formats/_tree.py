@@ -40,18 +40,21 @@ in the state dict beside them."""
 _MINOR = 0.05
 BARE = "tensor"
 """The key of a tensor that is the whole object of its file."""
+_FORM = frozenset(("_parameters", "_buffers", "_modules"))
 _BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
 
 
 @dataclass(frozen=True)
 class Candidate:
     """A state dict in a file: the steps to it, its tensors, torch's `_metadata`, and the items
-    beside the tensors (`rest`)."""
+    beside the tensors (`rest`).  `loose` are the attributes of a pickled module that hold tensors
+    which are neither parameters nor buffers, and so in no `state_dict()`, or packed in one."""
 
     path: tuple[Step, ...]
     tensors: Mapping[str, TensorRef]
     versions: Versions
     rest: Mapping[Any, Any]
+    loose: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -236,7 +239,7 @@ def _module(path: tuple[Step, ...], root: Opaque) -> Candidate:
     tensors: dict[str, TensorRef] = {}
     rest: dict[str, Any] = {}
     todo: list[tuple[str, Opaque, frozenset[int]]] = [("", root, frozenset())]
-    visits = 0
+    visits, loose, seen = 0, list[str](), set[int]()
     while todo:
         prefix, module, above = todo.pop()
         visits += 1
@@ -257,11 +260,28 @@ def _module(path: tuple[Step, ...], root: Opaque) -> Candidate:
                     rest[f"{prefix}{name}"] = value
                 else:
                     tensors[f"{prefix}{name}"] = _as(role, ref)
+        loose += [f"{prefix}{name}" for name, value in fields.items() if name not in _FORM and _holds(value, seen)]
         above = above | {id(module)}
         for name, child in reversed(fields["_modules"].items()):
             if is_module(child) and id(child) not in above:
                 todo.append((f"{prefix}{name}.", child, above))
-    return Candidate(path, tensors, {}, rest)
+    return Candidate(path, tensors, {}, rest, tuple(dict.fromkeys(loose)))
+
+
+def _holds(value: Any, seen: set[int]) -> bool:
+    """Whether there is a tensor in an attribute of a module; modules in it are looked at by themselves."""
+    todo, found = [value], False
+    while todo:
+        value = todo.pop()
+        if isinstance(value, TensorRef):
+            found = True
+        elif isinstance(value, Opaque) and not is_module(value) and id(value) not in seen:
+            seen.add(id(value))
+            todo += [value.args or (), value.state, value.items or (), value.pairs or {}]
+        elif isinstance(value, dict | list | tuple) and id(value) not in seen:
+            seen.add(id(value))
+            todo += value.values() if isinstance(value, dict) else value
+    return found
 
 
 def at(root: Any, select: str) -> Candidate | None:
@@ -456,8 +476,13 @@ def describe(value: Any) -> str:
     if isinstance(value, Opaque):
         return f"an object of the class {value.name}"
     if isinstance(value, dict | list | tuple | set):
-        return f"a {type(value).__name__} of {len(value)} items"
-    return f"a {type(value).__name__}"
+        return f"{_article(value)} of {len(value)} item{'' if len(value) == 1 else 's'}"
+    return "nothing (None)" if value is None else _article(value)
+
+
+def _article(value: Any) -> str:
+    name = type(value).__name__
+    return f"an {name}" if name[0].lower() in "aeiou" else f"a {name}"
 
 
 def summary(extras: Any) -> str:

@@ -130,16 +130,18 @@ def problems(ckpt: Checkpoint) -> list[Problem]:
     return found
 
 
-def _expanded(ckpt: Checkpoint) -> dict[str, TensorRef]:
+def expanded(ckpt: Checkpoint) -> Checkpoint:
     """The tensors as this format can hold them: quantised ones as integers, with `NAME.scale` and
     `NAME.zero_point` (and per channel `NAME.axis`) beside them."""
+    if all(ref.quantizer is None for ref in ckpt.values()):
+        return ckpt
     made: dict[str, TensorRef] = {}
     for key, ref in ckpt.items():
         made[key] = ref.integers
         if ref.quantizer is not None:
             for name, part in _parameters(ref.quantizer).items():
                 made[f"{key}.{name}"] = part
-    return made
+    return ckpt.replace(tensors=made)
 
 
 def _parameters(quantizer: Quantizer) -> dict[str, TensorRef]:
@@ -167,7 +169,7 @@ def layout(ckpt: Checkpoint, root: Any) -> Layout:
     Tensors lie in the checkpoint's order where that leaves each aligned to its element size;
     otherwise the largest elements come first, as safetensors itself writes them.
     """
-    tensors = _expanded(ckpt)
+    tensors = expanded(ckpt)
     order = list(tensors)
     if not _aligned(tensors, order):
         order.sort(key=lambda key: -tensors[key].dtype.bits)
@@ -182,12 +184,17 @@ def layout(ckpt: Checkpoint, root: Any) -> Layout:
     raw = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
     raw += b" " * (-len(raw) % _ALIGN)
     parts: tuple[bytes | TensorRef, ...] = (len(raw).to_bytes(8, "little") + raw, *(tensors[key] for key in order))
+    return Layout(parts)
+
+
+def notes(ckpt: Checkpoint) -> list[str]:
+    """What this format makes of tensors that it cannot hold as they are."""
     quantized = sum(ref.quantizer is not None for ref in ckpt.values())
     note = (
         f"{quantized} quantised tensors are written as integers, with NAME.scale and NAME.zero_point beside them; "
         "a .pth keeps them as they are"
     )
-    return Layout(parts, notes=(note,) if quantized else ())
+    return [note] if quantized else []
 
 
 def _aligned(tensors: Mapping[str, TensorRef], order: list[str]) -> bool:

@@ -49,6 +49,10 @@ def read(probe: Probe, open_shard: Open) -> Document:
     index, file = read_index(probe), probe.file
     folder = os.path.dirname(file.path)
     names = sorted(set(index.weight_map.values()))
+    if not names:
+        beside = [name for group in numbered(os.listdir(folder or ".")).values() for name in group.values()]
+        if any(len(_state(open_shard, os.path.join(folder, name))[1]) for name in beside):
+            raise InputError("names no tensor, and there are shards beside it", path=file.path)
     absent = [name for name in names if not os.path.exists(os.path.join(folder, name))]
     if absent:
         raise InputError(

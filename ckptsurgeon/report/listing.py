@@ -40,9 +40,11 @@ def text(ckpt: Checkpoint, keys: list[str], more: int, stats: Mapping[str, Stats
     rows = [[*head, *(["min", "max", "mean", "std", "nan", "inf"] if stats is not None else []), ""]]
     for key in keys:
         ref = ckpt[key]
-        row = [shown(key), ref.dtype.name, str(list(ref.shape)), f"{ref.nbytes:,}"]
+        row = [shown(key) or "''", ref.dtype.name, str(list(ref.shape)), f"{ref.nbytes:,}"]
         rows.append([*row, *(_figures(stats[key]) if stats is not None else []), shown(remark(ref))])
     lines = columns(rows, right=frozenset(range(3, len(rows[0]) - 1))) if keys else []
+    if not keys and ckpt and not more:
+        lines.append("no key matches")
     if more:
         lines.append(f"… and {plural(more, 'more key')} (--limit)")
     return "\n".join([*lines, *([""] if lines else []), *_summary(ckpt)])
@@ -65,7 +67,8 @@ def remark(ref: TensorRef) -> str:
 
 def _figures(stats: Stats) -> list[str]:
     numbers = (stats.minimum, stats.maximum, stats.mean, stats.std)
-    return [*("–" if number is None else f"{number:.4g}" for number in numbers), str(stats.nan), str(stats.inf)]
+    counts = ("–" if count is None else str(count) for count in (stats.nan, stats.inf))
+    return [*("–" if number is None else f"{number:.4g}" for number in numbers), *counts]
 
 
 def _summary(ckpt: Checkpoint) -> list[str]:
@@ -76,6 +79,7 @@ def _summary(ckpt: Checkpoint) -> list[str]:
         lines.append(f"{shown(origin.path)}: {origin.format}{place}")
     lines.append(f"{plural(len(ckpt), 'tensor')}, {plural(ckpt.numel, 'element')}, {size(ckpt.nbytes)}")
     lines += _unused(ckpt)
+    lines += [f"note: {shown(remark)}" for remark in ckpt.remarks]
     ties = ckpt.tied()
     lines += [f"tied: {', '.join(shown(key) for key in group)}" for group in ties[:_TIES_SHOWN]]
     if len(ties) > _TIES_SHOWN:
@@ -161,6 +165,7 @@ def data(ckpt: Checkpoint, keys: list[str], more: int, stats: Mapping[str, Stats
         "extras": _names(ckpt.extras),
         "others": [tensor(name, ref) for name, ref in formats.tensors(ckpt.extras)],
         "metadata": dict(ckpt.metadata),
+        "remarks": list(ckpt.remarks),
     }
 
 

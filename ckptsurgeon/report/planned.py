@@ -80,8 +80,11 @@ def _end(plan: Plan, written: Written | None, keep_extras: bool) -> list[str]:
     what = f"{plural(len(result), 'tensor')}, {plural(result.numel, 'element')}, {size(result.nbytes)}"
     lines = [f"would write {what}"]
     if written is not None:
-        shards = f", {plural(len(written.files) - 1, 'shard')} and their index" if written.files else ""
+        count = len(written.files) - 1
+        shards = f", {plural(count, 'shard')} and {'its' if count == 1 else 'their'} index" if written.files else ""
         lines = [f"wrote {shown(written.path)} ({written.format}{shards}): {what}"]
+    if written is not None and written.removed:
+        lines.append(f"removed, of an earlier output: {shown(', '.join(written.removed))}")
     if plan.source.extras and not keep_extras:
         lines.append(f"not kept: {shown(formats.summary(plan.source.extras))} (--keep-extras keeps what it can)")
     metadata = {key: value for key, value in plan.source.metadata.items() if key != "format"}
@@ -121,6 +124,7 @@ def data(plan: Plan, written: Written | None) -> dict[str, Any]:
             "format": written.format,
             "nbytes": written.nbytes,
             "files": list(written.files) or [written.path],
+            "removed": list(written.removed),
             "lost_extras": list(written.lost),
             "warnings": list(written.warnings),
         },

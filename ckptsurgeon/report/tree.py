@@ -64,7 +64,7 @@ class _Builder:
             return Node(name, _tensor(value), nbytes=value.nbytes, tensors=1)
         ref = formats.tensor_of(value, arrays=True)
         if ref is not None:
-            return Node(name, f"{shown(formats.kind_of(value))} {ref.spec}")
+            return Node(name, f"{shown(formats.kind_of(value))} {ref.spec}", nbytes=ref.nbytes, tensors=1)
         if not isinstance(value, dict | list | tuple | Opaque):
             return Node(name, _scalar(value))
         if id(value) in self.above or depth > _DEEPEST or self.lines > 200_000:

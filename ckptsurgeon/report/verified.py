@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from ckptsurgeon.differ import Diff
 from ckptsurgeon.report import difference
 from ckptsurgeon.report._text import plural, shown, size
 from ckptsurgeon.verifier import Verification
@@ -13,7 +12,7 @@ SCHEMA = "ckptsurgeon.verify/1"
 _SHOWN = 5
 
 
-def text(found: Verification, diff: Diff | None) -> str:
+def text(found: Verification) -> str:
     """What was read and checked, what is odd, and the comparison."""
     lines = []
     if found.ok:
@@ -25,10 +24,10 @@ def text(found: Verification, diff: Diff | None) -> str:
         more = f" and {len(found.absent) - _SHOWN} more" if len(found.absent) > _SHOWN else ""
         lines.append(f"no bytes to read of {', '.join(map(shown, found.absent[:_SHOWN]))}{more}")
     lines += [f"note: {shown(remark)}" for remark in found.remarks]
-    return "\n".join(lines + ([difference.text(diff)] if diff is not None else []))
+    return "\n".join(lines + ([difference.text(found.against)] if found.against is not None else []))
 
 
-def data(found: Verification, diff: Diff | None) -> dict[str, Any]:
+def data(found: Verification) -> dict[str, Any]:
     """The JSON object of `ckpt verify --json`."""
     return {
         "schema": SCHEMA,
@@ -42,5 +41,5 @@ def data(found: Verification, diff: Diff | None) -> dict[str, Any]:
         "absent": list(found.absent),
         "remarks": list(found.remarks),
         "problems": [{"text": problem.text, "key": problem.key} for problem in found.problems],
-        "against": None if diff is None else difference.data(diff),
+        "against": None if found.against is None else difference.data(found.against),
     }

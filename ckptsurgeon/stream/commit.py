@@ -24,6 +24,7 @@ Progress = Callable[[int, int], None]
 """Called with the bytes written so far and the bytes of all files."""
 Kin = Callable[[str], bool]
 """Tells by its name whether another file in the folder belongs to an earlier output of the same kind."""
+_NAMES_SHOWN = 5
 Files = Sequence[tuple[str, Layout]]
 
 
@@ -32,9 +33,15 @@ def no_kin(name: str) -> bool:
 
 
 def check(path: str, force: bool, kin: Kin = no_kin) -> str:
-    """Where the output really goes (links followed); OutputError when it may not be written."""
+    """Where the output really goes; OutputError when it may not be written.
+
+    A link is followed, but not among files of several: there it may lead into a cache that others
+    share, so the link itself is replaced.
+    """
     try:
         place = os.path.realpath(path)
+        if kin is not no_kin:
+            place = os.path.join(os.path.realpath(os.path.dirname(path)), os.path.basename(path))
         mode = os.stat(place).st_mode
     except FileNotFoundError:
         mode = None
@@ -42,17 +49,23 @@ def check(path: str, force: bool, kin: Kin = no_kin) -> str:
         raise OutputError(path, getattr(error, "strerror", None) or str(error)) from None
     if mode is not None and not stat.S_ISREG(mode):
         raise OutputError(path, "is there and is no regular file")
+    folder = os.path.dirname(place)
+    there = [] if force else older(path, kin)
+    if there and there != [os.path.basename(place)]:
+        more = f" and {len(there) - _NAMES_SHOWN} more" if len(there) > _NAMES_SHOWN else ""
+        words = f"there are {', '.join(there[:_NAMES_SHOWN])}{more} of an earlier output"
+        raise OutputError(path, f"{words}; --force replaces it and removes them")
     if mode is not None and not force:
         raise OutputError(path, "exists; --force replaces it")
-    folder = os.path.dirname(place)
     if not os.path.isdir(folder):
-        raise OutputError(path, f"the folder {folder} does not exist")
-    older = [] if force else _older(folder, kin)
-    if older:
-        raise OutputError(
-            os.path.join(os.path.dirname(path), older[0]), "exists, of another output; --force replaces it"
-        )
+        raise OutputError(path, f"the folder {folder} does not exist; make it first")
     return place
+
+
+def older(path: str, kin: Kin) -> list[str]:
+    """The files of an earlier output of the same kind, by name."""
+    folder = os.path.realpath(os.path.dirname(path))
+    return _older(folder, kin) if os.path.isdir(folder) else []
 
 
 def is_new_folder(path: str, may_be: bool) -> bool:
@@ -89,8 +102,7 @@ def write(
     with _failures(folder):
         os.mkdir(beside)
     try:
-        inside = [(os.path.join(beside, os.path.basename(name)), layout) for name, layout in files]
-        nbytes = _write(inside, False, progress, no_kin)
+        nbytes = _write(files, False, progress, no_kin, into=beside)
         with _failures(folder):
             os.rename(beside, os.path.realpath(folder))
             _sync_folder(os.path.dirname(os.path.realpath(folder)))
@@ -101,8 +113,12 @@ def write(
     return nbytes
 
 
-def _write(files: Files, force: bool, progress: Progress | None, kin: Kin) -> int:
-    places = [check(path, force, kin) for path, _ in files]
+def _write(files: Files, force: bool, progress: Progress | None, kin: Kin, into: str | None = None) -> int:
+    """`into` is the folder where they are put together, when it is not yet their own."""
+    if into is None:
+        places = [check(path, force, kin) for path, _ in files]
+    else:
+        places = [os.path.join(into, os.path.basename(path)) for path, _ in files]
     for _, layout in files:
         records.prove(layout)
     staged = [_beside(place) for place in places]

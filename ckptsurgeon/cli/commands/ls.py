@@ -59,6 +59,8 @@ def ls(
         found, place = rest.of(document, select)
         sink.result(lambda: rest.text(document, found, limit), lambda: rest.data(document, found, place))
     elif select is None and document.candidates and document.main is None:
+        if match or stats:
+            sink.note("--match and --stats are about one state dict: choose one with --select")
         sink.result(lambda: listing.candidates_text(document), lambda: listing.candidates_data(document))
     else:
         ckpt = document.checkpoint(select)

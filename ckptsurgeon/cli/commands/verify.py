@@ -32,11 +32,11 @@ def verify(
 
     sink = Sink(as_json, quiet)
     with bar(f"reading {file.name}", sink.shows_progress) as progress:
-        found, diff = surgery.verify(file, against, select=select, progress=progress)
+        found = surgery.verify(file, against, select=select, progress=progress)
     if found.ok or as_json:
-        sink.result(lambda: verified.text(found, diff), lambda: verified.data(found, diff))
+        sink.result(lambda: verified.text(found), lambda: verified.data(found))
     if not found.ok:
         problems(found.problems)
         raise typer.Exit(BAD)
-    if diff is not None and not diff.same:
+    if found.against is not None and not found.against.same:
         raise typer.Exit(NO)
