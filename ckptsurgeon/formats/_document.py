@@ -10,7 +10,7 @@ from typing import Any
 
 from ckptsurgeon.checkpoint import Checkpoint, Origin
 from ckptsurgeon.errors import AmbiguousError, InputError, UsageError
-from ckptsurgeon.formats import _tree
+from ckptsurgeon.formats import _select, _splice, _tree
 from ckptsurgeon.formats._tree import Candidate
 from ckptsurgeon.tensor import TensorRef
 
@@ -91,7 +91,7 @@ class Document:
             if candidate.name == select != ".":
                 return candidate
         with _about(self.path):
-            found = _tree.at(self.root, select)
+            found = _select.at(self.root, select)
         if found is None:
             names = ", ".join(candidate.name for candidate in self.candidates) or "none"
             raise UsageError(f"{self.path}: --select {select} names nothing with tensors in it; state dicts: {names}")
@@ -110,7 +110,7 @@ class Document:
 
     def node(self, select: str) -> Any:
         """The object at `select`; UsageError when there is none."""
-        found = _tree.node_of(self.root, select)
+        found = _select.node_of(self.root, select)
         if found is None:
             raise UsageError(f"{self.path}: --select {select} names nothing; look at the whole with `ckpt ls --tree`")
         return found
@@ -118,7 +118,7 @@ class Document:
     def _made(self, found: Candidate) -> Checkpoint:
         if found.loose and not found.tensors:
             raise InputError(f"holds a module without parameters and buffers; {_loose(found)}", path=self.path)
-        extras, place = _tree.remove(self.root, found.path, found.rest)
+        extras, place = _splice.remove(self.root, found.path, found.rest)
         origin = Origin(self.path, self.format, found.path, place)
         remarks = (_loose(found),) if found.loose else ()
         return Checkpoint(dict(found.tensors), dict(self.metadata), found.versions, extras, origin, remarks)

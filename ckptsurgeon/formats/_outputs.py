@@ -10,7 +10,7 @@ from typing import Any, Literal
 from ckptsurgeon.checkpoint import Checkpoint, Step
 from ckptsurgeon.errors import Problem, UsageError
 from ckptsurgeon.evaluate import ABSENT_HINT
-from ckptsurgeon.formats import _aliases, _tree, safetensors, sharded
+from ckptsurgeon.formats import _aliases, _splice, _tree, safetensors, sharded
 from ckptsurgeon.formats._layout import Layout
 from ckptsurgeon.formats._table import FORMATS, Format, named
 
@@ -156,19 +156,19 @@ def _shards(ckpt: Checkpoint, output: Output, aliased: bool) -> list[tuple[str, 
 def _layout(ckpt: Checkpoint, format: Format, keep_extras: bool) -> tuple[Layout, list[str]]:
     assert format.layout is not None
     plain = {key: replace(ref, stored=None) for key, ref in ckpt.items()}  # a state dict's are no parameters
-    state = _tree.StateDict(plain, ckpt.versions)
+    state = _splice.StateDict(plain, ckpt.versions)
     keys = {id(ref): key for refs in (ckpt, plain) for key, ref in refs.items()}
     if not keep_extras or not ckpt.extras:
         return replace(format.layout(ckpt, _cleaned(state)), keys=keys), []
     from ckptsurgeon.formats import _pickler
 
     select, place = _place(ckpt)
-    placed, opened = _tree.insert(ckpt.extras, select, place, state)
+    placed, opened = _splice.insert(ckpt.extras, select, place, state)
     root, lost = _pickler.cleaned(placed)
     return replace(format.layout(ckpt, root), keys=keys), [*opened, *lost]
 
 
-def _cleaned(state: _tree.StateDict) -> _tree.StateDict:
+def _cleaned(state: _splice.StateDict) -> _splice.StateDict:
     """Without module versions that are no plain data; a flat state dict holds nothing else to lose."""
     from ckptsurgeon.formats import _pickler
 
@@ -188,7 +188,7 @@ def problems(ckpt: Checkpoint, output: Output, keep_extras: bool) -> list[Proble
     ]
     found += output.holder.problems(ckpt)
     if keep_extras:
-        clashes = [name for name in _tree.beside(ckpt.extras, *_place(ckpt)) if name in ckpt.tensors]
+        clashes = [name for name in _splice.beside(ckpt.extras, *_place(ckpt)) if name in ckpt.tensors]
         found += [
             Problem(f"{name!r} is a tensor now and something else in the source; rename it", key=name, kind="collision")
             for name in clashes

@@ -12,8 +12,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from ckptsurgeon.dtypes import DTYPES
+from ckptsurgeon.formats._splice import StateDict
 from ckptsurgeon.formats._tensors import STORAGE_OF
-from ckptsurgeon.formats._tree import StateDict
 from ckptsurgeon.formats._values import kind_of, tensor_of
 from ckptsurgeon.inert import Opaque
 from ckptsurgeon.sources import contiguous_strides

@@ -1,6 +1,6 @@
-"""Nested objects ⇄ a state dict and its extras.
+"""Where in nested objects the state dicts are, and what they consist of.
 
-Where the state dict is, is found by structure: a mapping whose values are tensors, or a pickled
+They are found by structure: a mapping whose values are tensors, or a pickled
 module.  Known names only settle which of several is the main one.  All walks are iterative and
 visit each object once, so that shared or cyclic objects cost nothing.
 """
@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from ckptsurgeon.checkpoint import Step, Versions
-from ckptsurgeon.errors import InputError, LimitError
+from ckptsurgeon.errors import LimitError
 from ckptsurgeon.formats._values import tensor_of
 from ckptsurgeon.inert import Opaque, children
 from ckptsurgeon.limits import DEFAULT
@@ -70,14 +70,6 @@ class Candidate:
         return sum(ref.nbytes for ref in self.tensors.values())
 
 
-@dataclass
-class StateDict:
-    """A state dict to be written: the items in order, tensors first, and torch's `_metadata`."""
-
-    items: Mapping[str, Any]
-    versions: Mapping[str, Any]
-
-
 def is_optimizer(value: Any) -> bool:
     """Whether this is an optimizer or its `state_dict()`."""
     fields = value.fields() if isinstance(value, Opaque) else value
@@ -120,7 +112,7 @@ def _found(root: Any, kind: _Kind) -> list[Candidate]:
     found: list[Candidate] = []
     for path, value in _walk(root):
         if is_module(value):
-            found.append(_module(path, value))
+            found.append(module_state(path, value))
         elif (mapping := _mapping(value, kind)) is not None:
             direct = _direct(path, mapping, value, kind)
             if direct.tensors:
@@ -186,11 +178,11 @@ def _walk(root: Any) -> Iterator[tuple[tuple[Step, ...], Any]]:
         seen.add(id(value))
         yield path, value
         if not is_module(value) and len(path) < DEFAULT.depth:
-            inner = [((*path, step), member) for step, member in children(value) if _is_container(member)]
+            inner = [((*path, step), member) for step, member in children(value) if is_container(member)]
             todo.extend(reversed(inner))
 
 
-def _is_container(value: Any) -> bool:
+def is_container(value: Any) -> bool:
     return isinstance(value, dict | list | tuple | Opaque)
 
 
@@ -202,7 +194,7 @@ def _mapping(value: Any, kind: _Kind) -> dict[Any, Any] | None:
     return value.pairs if isinstance(value, Opaque) else None
 
 
-def _versions(value: Any) -> Versions:
+def versions_of(value: Any) -> Versions:
     versions = getattr(value, "_metadata", None) if isinstance(value, OrderedDict) else None
     if not isinstance(versions, dict):
         return {}
@@ -219,7 +211,7 @@ def _direct(path: tuple[Step, ...], mapping: dict[Any, Any], value: Any, kind: _
             tensors[str(key)] = ref if ref.role != "tensor" else _as(_role(str(key)), ref)
         else:
             rest[key] = member
-    return Candidate(path, tensors, _versions(value), rest)
+    return Candidate(path, tensors, versions_of(value), rest)
 
 
 def _role(key: str) -> Role:
@@ -234,7 +226,7 @@ def _as(role: Role, ref: TensorRef) -> TensorRef:
     return replace(ref, stored=replace(stored, role=role))
 
 
-def _module(path: tuple[Step, ...], root: Opaque) -> Candidate:
+def module_state(path: tuple[Step, ...], root: Opaque) -> Candidate:
     """Parameters, then persistent buffers, depth first: what `state_dict()` would give."""
     tensors: dict[str, TensorRef] = {}
     rest: dict[str, Any] = {}
@@ -284,167 +276,13 @@ def _holds(value: Any, seen: set[int]) -> bool:
     return found
 
 
-def at(root: Any, select: str) -> Candidate | None:
-    """The node that `select` names, with all tensors below it under dotted names."""
-    found = [] if select == "." else _resolve(root, select)
-    if found is None:
-        return None
-    path = tuple(step for step, _ in found)
-    node = found[-1][1] if found else root
-    if is_module(node):
-        return _module(path, node)
-    if isinstance(node, TensorRef):
-        return Candidate(path, {str(path[-1]) if path else BARE: node}, {}, {})
-    if not isinstance(node, dict | list | tuple | Opaque):
-        return None
-    tensors: dict[str, TensorRef] = {}
-    rest: dict[Any, Any] = {}
-    for step, member in children(node):
-        inner, others = _flattened(str(step), member)
-        for name, ref in inner.items():
-            _put(tensors, name, ref)
-        rest.update(others if inner else {step: member})
-    return Candidate(path, tensors, _versions(node), rest) if tensors else None
-
-
-def _flattened(name: str, value: Any) -> tuple[dict[str, TensorRef], dict[str, Any]]:
-    """All tensors at and below a value under dotted names, and what else lies beside them.
-
-    What occurs twice is taken twice; only cycles are cut.
-    """
-    tensors: dict[str, TensorRef] = {}
-    others: dict[str, Any] = {}
-    todo: list[tuple[str, Any, tuple[int, ...]]] = [(name, value, ())]
-    while todo:
-        name, value, above = todo.pop()
-        if isinstance(value, TensorRef):
-            _put(tensors, name, value)
-        elif not _is_container(value) or is_optimizer(value):
-            others[name] = value
-        elif len(above) >= DEFAULT.depth:
-            raise LimitError(f"{name!r} is nested more than {DEFAULT.depth} deep")
-        elif id(value) not in above:
-            inner = (*above, id(value))
-            todo.extend([(f"{name}.{step}", member, inner) for step, member in children(value)][::-1])
-        if len(tensors) + len(todo) > DEFAULT.modules:
-            raise LimitError(f"more than {DEFAULT.modules} tensors below {name!r}")
-    return tensors, others
-
-
-def _put(tensors: dict[str, TensorRef], name: str, ref: TensorRef) -> None:
-    if name in tensors:
-        raise InputError(f"two tensors have the dotted name {name!r}", hint="choose one of the inner state dicts")
-    tensors[name] = ref
-
-
-def node_of(root: Any, select: str) -> Any:
-    """The object that `select` names; None when there is none."""
-    found = [] if select == "." else _resolve(root, select)
-    return None if found is None else found[-1][1] if found else root
-
-
-def _resolve(root: Any, select: str) -> list[tuple[Step, Any]] | None:
-    """The steps that spell `select`; keys may hold dots themselves, so every cut is tried."""
-    todo: list[tuple[Any, str, list[tuple[Step, Any]]]] = [(root, select, [])]
-    while todo:
-        node, left, taken = todo.pop()
-        for step, member in children(node):
-            word = str(step)
-            if left == word:
-                return [*taken, (step, member)]
-            if left.startswith(word + "."):
-                todo.append((member, left[len(word) + 1 :], [*taken, (step, member)]))
-    return None
-
-
-def remove(root: Any, path: tuple[Step, ...], rest: Mapping[Any, Any]) -> tuple[Any, int | None]:
-    """`root` without the state dict at `path`, and its place among its siblings; None when its
-    other items, `rest`, stay there."""
-    if not path:
-        return dict(rest), None
-    if len(path) == 1:
-        return _without(root, path[0], rest)
-    child = dict(children(root))[path[0]]
-    inner, place = remove(child, path[1:], rest)
-    return _with(root, path[0], inner), place
-
-
-def _without(node: Any, step: Step, rest: Mapping[Any, Any]) -> tuple[Any, int | None]:
-    if rest:
-        return _with(node, step, dict(rest)), None
-    place = [key for key, _ in children(node)].index(step)
-    if isinstance(node, dict):
-        return _like(node, {key: value for key, value in node.items() if key != step}), place
-    if isinstance(node, list | tuple):
-        return type(node)(value for index, value in enumerate(node) if index != step), place
-    return _opaque_like(node, {key: value for key, value in node.fields().items() if key != step}), place
-
-
-def _with(node: Any, step: Step, value: Any) -> Any:
-    if isinstance(node, dict):
-        return _like(node, {key: (value if key == step else old) for key, old in node.items()})
-    if isinstance(node, list | tuple):
-        return type(node)(value if index == step else old for index, old in enumerate(node))
-    return _opaque_like(node, {key: (value if key == step else old) for key, old in node.fields().items()})
-
-
-def _like(node: dict[Any, Any], items: dict[Any, Any]) -> dict[Any, Any]:
-    return OrderedDict(items) if isinstance(node, OrderedDict) else items
-
-
-def _opaque_like(node: Opaque, fields: dict[Any, Any]) -> Opaque:
-    copy = Opaque(node.name, node.args)
-    copy.items, copy.state = node.items, node.state
-    if node.pairs is not None:
-        copy.pairs = fields
-    else:
-        copy.state = fields
-    return copy
-
-
-def insert(extras: Any, path: tuple[Step, ...], place: int | None, value: StateDict) -> tuple[Any, list[str]]:
-    """`extras` with a state dict back at `path`: the inverse of `remove`.
-
-    An opaque object on the way cannot be written again: a dict with the state dict alone takes
-    its place, and the second result says so.
-    """
-    if not path:
-        return StateDict({**value.items, **extras}, value.versions), []
-    if isinstance(extras, Opaque):
-        inner, lost = insert({}, path, 0, value)
-        return inner, [f"{extras.name}, the object around {path[0]} (a dict in its place)", *lost]
-    step = path[0]
-    members = dict(children(extras))
-    if len(path) > 1:
-        inner, lost = insert(members.get(step, {}), path[1:], place, value)
-        return (_with(extras, step, inner) if step in members else {**extras, step: inner}), lost
-    if place is None:
-        return _with(extras, step, StateDict({**value.items, **members[step]}, value.versions)), []
-    if isinstance(extras, dict):
-        pairs: list[tuple[Any, Any]] = list(extras.items())
-        pairs.insert(place, (step, value))
-        return _like(extras, dict(pairs)), []
-    items: list[Any] = list(extras)
-    items.insert(place, value)
-    return type(extras)(items), []
-
-
-def beside(extras: Any, path: tuple[Step, ...], place: int | None) -> Mapping[Any, Any]:
-    """What will stand in the state dict beside its tensors when it is inserted again."""
-    if place is not None:
-        return {}
-    for step in path:
-        extras = dict(children(extras)).get(step, {})
-    return extras if isinstance(extras, dict) else {}
-
-
 def optimizers(root: Any) -> list[str]:
     """The dotted places of optimizer state below `root`."""
     found, seen = [], set()
     todo: list[tuple[str, Any]] = [("", root)]
     while todo:
         name, value = todo.pop()
-        if id(value) in seen or not _is_container(value):
+        if id(value) in seen or not is_container(value):
             continue
         seen.add(id(value))
         if is_optimizer(value):
@@ -463,7 +301,7 @@ def tensors(root: Any) -> Iterator[tuple[str, TensorRef]]:
         ref = tensor_of(value, arrays=True)
         if ref is not None:
             yield name or BARE, ref
-        elif _is_container(value) and id(value) not in seen:
+        elif is_container(value) and id(value) not in seen:
             seen.add(id(value))
             inner = [(f"{name}.{step}" if name else str(step), member) for step, member in children(value)]
             todo.extend(reversed(inner))
