@@ -16,7 +16,6 @@ from ckptsurgeon.checkpoint import Checkpoint
 from ckptsurgeon.errors import InputError, Problem
 from ckptsurgeon.formats import (
     _folder,
-    _foreign,
     safetensors,
     sharded,
     torch_legacy,
@@ -107,6 +106,8 @@ def _inspect(name: str, limits: Limits, *, is_shard: bool = False) -> Document:
                 if is_shard and format.shards:
                     raise sharded.nested(name)
                 return format.read(probe)
+        from ckptsurgeon.formats import _foreign  # and the decompressors that only it needs
+
         cause, hint = _foreign.describe(probe)
         raise InputError(cause, path=name, hint=hint or f"readable are {_kinds()}")
     finally:
