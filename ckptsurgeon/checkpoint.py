@@ -98,17 +98,18 @@ class Checkpoint(Mapping[str, TensorRef]):
         Raises InputError, with the key, when a tensor cannot be read.
         """
         state: OrderedDict[str, torch.Tensor] = OrderedDict()
-        read: dict[Hashable, torch.Tensor] = {}
+        read: dict[Hashable, tuple[tuple[int, ...], torch.Tensor]] = {}
         for key, ref in self.tensors.items():
             storage = ref.tie and (ref.tie, ref.dtype)
             try:
-                made = read[storage].view(ref.shape) if storage in read else ref.read()
+                shape, shared = read.get(storage, (ref.shape, None))
+                made = ref.read() if shared is None else shared if shape == ref.shape else shared.view(ref.shape)
             except InputError as error:
                 error.key = error.key or key
                 raise
             state[key] = made
             if storage is not None:
-                read[storage] = made
+                read.setdefault(storage, (ref.shape, made))
         if self.versions:
             versions = OrderedDict((prefix, dict(version)) for prefix, version in self.versions.items())
             state._metadata = versions  # type: ignore[attr-defined]

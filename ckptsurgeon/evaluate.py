@@ -238,11 +238,13 @@ def _inflated(descriptor: int, extent: Extent, codec: Deflate, size: int) -> Ite
             packed = read_exactly(descriptor, count, at, extent.path)
             at, left = at + count, left - count
         else:
-            raise InputError("a compressed record is shorter than the archive says", path=extent.path)
+            packed = b""  # all is taken in, and more may come out
         try:
             data = inflate.decompress(packed, min(size, skip + wanted))
         except zlib.error as error:
             raise InputError(f"a compressed record is damaged ({error})", path=extent.path) from error
+        if not data and not packed:
+            raise InputError("a compressed record is shorter than the archive says", path=extent.path)
         skipped = min(skip, len(data))
         skip, wanted = skip - skipped, wanted - (len(data) - skipped)
         if len(data) > skipped:

@@ -154,11 +154,13 @@ class Apply:
 class Absent:
     """A tensor that the file describes without holding its dense bytes.
 
-    `form` says what it is ("a sparse tensor (COO)"), `parts` name the tensors that it is made of.
+    `form` says what it is ("a sparse tensor (COO)"), `parts` name the tensors that it is made of;
+    `closed` tells whether they are all that there is to it.
     """
 
     form: str
     parts: tuple[tuple[str, TensorRef], ...] = ()
+    closed: bool = False
 
 
 Source = Extent | Pieces | Inline | Fill | Apply | Absent

@@ -8,6 +8,7 @@ import random
 import resource
 import subprocess
 import sys
+import time
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -251,3 +252,37 @@ def test_the_tensor_is_named_whose_storage_is_not_there(ckpt: Any) -> None:
     save_legacy({"state_dict": {"a.weight": state["a.weight"]}}, "c.pth")
     Path("d.pth").write_bytes(Path("c.pth").read_bytes()[:-30])
     assert "d.pth: 'state_dict.a.weight': damaged: truncated: the storage" in ckpt("ls", "d.pth").err
+
+
+def _pickle_zip(pickled: bytes, **members: bytes) -> None:
+    """A torch zip around a pickle made by hand."""
+    with zipfile.ZipFile("x.pth", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("x/data.pkl", pickled)
+        for name, data in members.items():
+            archive.writestr(f"x/{name}", data)
+
+
+def test_numbers_without_measure_are_refused_or_shown_in_short(ckpt: Any) -> None:
+    huge = b"\x8b" + (2501).to_bytes(4, "little") + bytes(2500) + b"\x01"  # 2 ** 20000
+    tensor = b"ctorch._utils\n_rebuild_meta_tensor_no_storage\n(ctorch\nfloat32\n(K\x00" + huge + b"t(K\x01K\x01t\x89tR"
+    _pickle_zip(b"\x80\x02}(X\x01\x00\x00\x00w" + tensor + b"u.")
+    assert "is a number of 20001 bits, no count" in ckpt("ls", "x.pth").err
+    _pickle_zip(b"\x80\x02}(" + huge + b"K\x01X\x01\x00\x00\x00l](" + huge + b"eu.")
+    for words in (["--tree"], ["--extras"], ["--extras", "--json"]):
+        assert ckpt("ls", "x.pth", *words).code == 0
+
+
+def test_keys_that_are_costly_to_hash_are_no_keys(ckpt: Any) -> None:
+    """Tuples of tuples of tuples, set as a key again and again."""
+    level = (
+        b"(" + b"K\x01" * 64 + b"tq\x01" + b"0(" + b"h\x01" * 64 + b"tq\x02" + b"0(" + b"h\x02" * 64 + b"tq\x03" + b"0"
+    )
+    _pickle_zip(b"\x80\x02" + level + b"}" + b"h\x03Ns" * 20_000 + b".")
+    began = time.monotonic()
+    assert ckpt("ls", "x.pth").code == 2
+    assert time.monotonic() - began < 30
+
+
+def test_a_word_is_no_reason_to_unpack_a_gigabyte(ckpt: Any) -> None:
+    _pickle_zip(b"\x80\x02}.", byteorder=bytes(1 << 24))
+    assert "byteorder has 16777216 bytes, over the limit of 16" in ckpt("ls", "x.pth").err

@@ -725,3 +725,69 @@ def test_shards_of_one_kind_become_shards_of_another_in_their_folder() -> None:
     cs.convert("out", "out/pytorch_model.bin.index.json", shard_size=120)
     assert before.items() <= content("out").items()
     assert_same_tensors(cs.open("out/pytorch_model.bin.index.json"), state)
+
+
+def test_only_files_of_the_output_are_replaced(ckpt: Any) -> None:
+    """Neither a file that only begins like the index, nor a folder with the name of a shard."""
+    source()
+    os.makedirs("o/model.safetensors")
+    Path("o/foo").write_text("mine")
+    cs.convert("in.pth", "o/foo.index.json", shard_size=64)
+    cs.convert("in.pth", "o/foo.index.json", shard_size=120, force=True)
+    assert Path("o/foo").read_text() == "mine"
+    assert sorted(os.listdir("o"))[:-1] == [
+        "foo", "foo-00001-of-00002.safetensors", "foo-00002-of-00002.safetensors", "foo.index.json",
+    ]  # fmt: skip
+    assert ckpt("convert", "in.pth", "o", "--shard-size", "64", "--force").code == 0
+    assert os.path.isdir("o/model.safetensors")
+
+
+@pytest.mark.parametrize("call", ["replace", "rename"])
+def test_what_fails_while_names_are_changed_leaves_nothing(call: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    source()
+    os.mkdir("there")
+    real, left = getattr(os, call), [1 if call == "replace" else 0]
+
+    def failing(old: str, new: str) -> None:
+        left[0] -= 1
+        if left[0] < 0:
+            raise OSError(errno.EIO, "Input/output error")
+        real(old, new)
+
+    monkeypatch.setattr(os, call, failing)
+    with pytest.raises(cs.OutputError):
+        cs.convert("in.pth", "there/" if call == "replace" else "new/", shard_size=64, force=True)
+    assert sorted(os.listdir(".")) == ["in.pth", "there"]
+    assert os.listdir("there") == []
+
+
+def test_sizes_that_no_file_can_have_are_ignored(ckpt: Any) -> None:
+    source()
+    cs.convert("in.pth", "o/", shard_size=64)
+    index = Path("o/model.safetensors.index.json")
+    for total in ("1" + "0" * 400, "NaN", "-1", '"many"', "1e400", "[]"):
+        text = re.sub(r'"total_size": \S+', f'"total_size": {total}', index.read_text())
+        Path("o/model.safetensors.index.json").write_text(text)
+        assert ckpt("verify", "o").code == (2 if total == "NaN" else 0)
+
+
+def test_long_names_of_any_script_are_written() -> None:
+    source()
+    assert cs.convert("in.pth", "é" * 120 + ".pth").tensors > 0
+
+
+def test_aliases_keep_to_the_limit_of_a_shard_and_leave_the_format_alone() -> None:
+    flat = torch.randn(60)
+    torch.save({"a": flat, "b": torch.randn(10), "c": flat.view(6, 10), "e": flat}, "in.pth")
+    cs.convert("in.pth", "o/", shard_size=300, tied="alias")
+    assert_same_tensors(cs.open("o"), torch.load("in.pth", weights_only=True), ordered=False)
+    assert [sum(part.nbytes for part in load_file(shard).values()) for shard in sorted(Path("o").glob("*s"))] == [
+        280,
+        240,
+    ]
+    torch.save({"a": flat, "format": flat}, "f.pth")
+    cs.convert("f.pth", "f.safetensors", tied="alias")
+    assert_same_tensors(cs.open("f.safetensors"), {"a": flat, "format": flat})
+    torch.save({"pt": torch.ones(2), "b": torch.ones(3)}, "p.pth")
+    cs.convert("p.pth", "p.safetensors")
+    assert list(cs.open("p.safetensors")) == ["pt", "b"]

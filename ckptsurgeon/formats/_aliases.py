@@ -11,6 +11,9 @@ from collections.abc import Mapping
 from ckptsurgeon.checkpoint import Checkpoint
 from ckptsurgeon.tensor import TensorRef
 
+_FORMAT = "format"
+"""Every file that torch reads has this entry, which is never an alias."""
+
 
 def collapsed(ckpt: Checkpoint) -> Checkpoint:
     """Without the names that are tied to an earlier one of the same dtype and shape; the metadata names them."""
@@ -19,7 +22,7 @@ def collapsed(ckpt: Checkpoint) -> Checkpoint:
         kept: list[str] = []
         for key in group:
             same = next((first for first in kept if ckpt[first].spec == ckpt[key].spec), None)
-            if same is None or key in ckpt.metadata:
+            if same is None or key in ckpt.metadata or key == _FORMAT:
                 kept.append(key)
             else:
                 aliases[key] = same
@@ -33,7 +36,9 @@ def restored(
     tensors: Mapping[str, TensorRef], metadata: Mapping[str, str]
 ) -> tuple[dict[str, TensorRef], dict[str, str]]:
     """With the names that the metadata calls aliases of tensors in the file, behind all others."""
-    aliases = {alias: kept for alias, kept in metadata.items() if kept in tensors and alias not in tensors}
+    aliases = {
+        alias: kept for alias, kept in metadata.items() if kept in tensors and alias not in tensors and alias != _FORMAT
+    }
     return (
         {**tensors, **{alias: tensors[kept] for alias, kept in aliases.items()}},
         {key: value for key, value in metadata.items() if key not in aliases},

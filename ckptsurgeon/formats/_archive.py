@@ -16,6 +16,8 @@ from ckptsurgeon.formats._tensors import Storage
 from ckptsurgeon.formats._zip import Member
 from ckptsurgeon.sources import Deflate, Record
 
+_LONGEST_WORD = 16
+
 
 def roots(members: Mapping[str, Member], name: str) -> list[str]:
     """The top folders (with their slash; empty for none at all) that hold a member called `name`."""
@@ -47,7 +49,7 @@ def byteorder(probe: Probe, root: str) -> Literal["little", "big"]:
     member = probe.members.get(f"{root}byteorder")
     if member is None:
         return "little"
-    word = content(probe, member, probe.limits.pickle_bytes)
+    word = content(probe, member, _LONGEST_WORD)
     if word == b"big":
         return "big"
     if word != b"little":

@@ -12,6 +12,7 @@ from ckptsurgeon.checkpoint import Checkpoint, Origin
 from ckptsurgeon.errors import AmbiguousError, InputError, UsageError
 from ckptsurgeon.formats import _select, _splice, _tree
 from ckptsurgeon.formats._tree import Candidate
+from ckptsurgeon.sources import Source
 from ckptsurgeon.tensor import TensorRef
 
 _NAMES_SHOWN = 5
@@ -99,13 +100,13 @@ class Document:
 
     def tensors(self) -> Iterator[tuple[str, TensorRef]]:
         """Every tensor in the file, with its key in its state dict, or else its dotted place."""
-        seen: set[int] = set()
+        seen: set[Source] = set()
         for candidate in self.candidates:
             for key, ref in candidate.tensors.items():
-                seen.add(id(ref.source))
+                seen.add(ref.source)
                 yield key, ref
         for name, ref in _tree.tensors(self.root):
-            if id(ref.source) not in seen:
+            if ref.source not in seen:
                 yield name, ref
 
     def node(self, select: str) -> Any:

@@ -58,7 +58,11 @@ class Array(Opaque):
             return None
         _, shape, dtype, fortran, raw = state
         name = _DTYPES.get(_code(dtype))
-        if name is None or not isinstance(shape, tuple) or any(type(size) is not int or size < 0 for size in shape):
+        if (
+            name is None
+            or not isinstance(shape, tuple)
+            or not all(type(size) is int and 0 <= size < 1 << 63 for size in shape)
+        ):
             return None
         kind = DTYPES[name]
         raw = _raw(raw, prod(shape) * kind.itemsize)

@@ -45,9 +45,9 @@ class Output:
         reader would mix it with the new one, or take it instead."""
         if not self.format.shards:
             return False
-        whole = os.path.basename(self.path).removesuffix(_INDEX)
-        stem, suffix = os.path.splitext(whole)
-        return name in (whole, whole + _INDEX) or bool(
+        index = os.path.basename(self.path)
+        stem, suffix = sharded.parts_of(index)
+        return name in (stem + suffix, index) or bool(
             re.fullmatch(rf"{re.escape(stem)}-\d+-of-\d+{re.escape(suffix)}", name)
         )
 
@@ -137,8 +137,8 @@ def files(ckpt: Checkpoint, output: Output, keep_extras: bool = False) -> tuple[
 
 def _shards(ckpt: Checkpoint, output: Output, aliased: bool) -> list[tuple[str, Layout]]:
     """Shards and their index; in a folder one shard alone has none."""
-    once = aliased or output.holder.extras
-    parts = sharded.split(ckpt, output.shard_size, together=once)
+    together: Literal["spec", "dtype"] | None = "spec" if aliased else "dtype" if output.holder.extras else None
+    parts = sharded.split(ckpt, output.shard_size, together)
     if aliased:
         parts = [_aliases.collapsed(part) for part in parts]
     laid_out = [_layout(part, output.holder, False)[0] for part in parts]

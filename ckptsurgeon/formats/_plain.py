@@ -14,6 +14,7 @@ Builder = Callable[[tuple[Any, ...]], Any]
 KEYS = (str, int, float, bytes, type(None), Opaque, complex, TensorRef)
 """What may be the key of a dict, or in a set."""
 _LONGEST_KEY = 64
+_LONGEST_INT = 1024
 
 
 def as_key(value: Any) -> Any:
@@ -21,11 +22,21 @@ def as_key(value: Any) -> Any:
     return value if isinstance(value, str) or is_key(value) else Opaque("a key that cannot be one here", (value,))
 
 
-def is_key(value: Any, depth: int = 3) -> bool:
-    """Whether a value may be a key: nothing deep, whose hash alone could run away."""
-    if isinstance(value, tuple | frozenset):
-        return depth > 0 and len(value) <= _LONGEST_KEY and all(is_key(part, depth - 1) for part in value)
-    return isinstance(value, KEYS)
+def is_key(value: Any) -> bool:
+    """Whether a value may be a key: nothing large, whose hash alone could run away."""
+    todo, left = [value], _LONGEST_KEY
+    while todo:
+        part = todo.pop()
+        left -= 1
+        if isinstance(part, tuple | frozenset):
+            if len(part) > left:
+                return False
+            todo.extend(part)
+        elif not isinstance(part, KEYS) or (isinstance(part, int) and part.bit_length() > _LONGEST_INT):
+            return False
+        if left < 0:
+            return False
+    return True
 
 
 class BadRecord(Exception):

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     import torch
 
 _PACKED_FLOAT4 = "torch.float4_e2m1fn_x2"
-_PARTS_SHOWN = 8
 _GRAPH_MODULES = frozenset(f"torch.fx.graph_module.reduce{kind}_graph_module" for kind in ("", "_package", "_deploy"))
 
 
@@ -109,7 +108,9 @@ class _Builders:
 
     def quantized(self, args: tuple[Any, ...]) -> Any:
         quantizer = args[4] if len(args) > 4 else None
-        if not isinstance(quantizer, tuple) or not isinstance(args[0], Storage) or not isinstance(quantizer[0], Opaque):
+        if not isinstance(quantizer, tuple) or not quantizer or not isinstance(quantizer[0], Opaque):
+            raise BadRecord("a quantised tensor without a quantiser")
+        if not isinstance(args[0], Storage):
             raise BadRecord("a quantised tensor that torch does not write")
         ref = self.tensor(args[:4])
         if ref.dtype.kind != "quantized":  # two or four elements share a byte
@@ -129,14 +130,14 @@ class _Builders:
         names = ("indices", "values") if len(parts) == 2 else ("compressed", "plain", "values")
         shape = dims(sizes[0], "shape", self.limits)
         form = f"a sparse tensor ({kind}, {parts[-1].numel} values stored)"
-        return _absent(form, parts[-1].dtype, shape, dict(zip(names, parts, strict=False)))
+        return _absent(form, parts[-1].dtype, shape, dict(zip(names, parts, strict=False)), closed=True)
 
     def meta(self, args: tuple[Any, ...]) -> Any:
         dtype = dtype_of(args[0]) if args else None
         if dtype is None or len(args) < 2:
             return Opaque("torch._utils._rebuild_meta_tensor_no_storage", args)
         shape = dims(args[1], "shape", self.limits)
-        return _absent("a meta tensor, which has no values", dtype, shape, {}, device="meta")
+        return _absent("a meta tensor, which has no values", dtype, shape, {}, device="meta", closed=True)
 
     def typed(self, args: tuple[Any, ...]) -> Any:
         """A tensor of a class of its own, or with attributes: what it is inside."""
@@ -185,13 +186,18 @@ def _is_whole(spec: Any) -> bool:
 
 
 def _absent(
-    form: str, dtype: DType, shape: tuple[int, ...], parts: dict[str, TensorRef], device: str | None = None
+    form: str,
+    dtype: DType,
+    shape: tuple[int, ...],
+    parts: dict[str, TensorRef],
+    device: str | None = None,
+    closed: bool = False,
 ) -> TensorRef:
     spec = TensorSpec(dtype, shape)
     stored = next((part.stored for part in parts.values() if part.stored), None)
     nbytes = sum(part.stored.nbytes if part.stored else part.nbytes for part in parts.values())
     where = Stored(device or (stored.device if stored else "cpu"), nbytes)
-    return TensorRef(spec, Absent(form, tuple(parts.items())[:_PARTS_SHOWN]), where)
+    return TensorRef(spec, Absent(form, tuple(parts.items()), closed), where)
 
 
 def _parameter(args: tuple[Any, ...]) -> Any:
@@ -217,9 +223,11 @@ def graph_module(name: str, args: tuple[Any, ...]) -> Opaque:
 
 def _unpacked(ref: Any) -> Any:
     """Bytes that hold two 4-bit numbers each, as a tensor of twice as many elements in its last dimension."""
-    if not isinstance(ref.source, Extent) or ref.source.strides is not None or not ref.shape:
-        return _absent(f"a strided tensor of {_PACKED_FLOAT4}", ref.dtype, ref.shape, {"data": ref})
+    if not ref.shape:
+        raise BadRecord(f"a tensor of {_PACKED_FLOAT4} without a dimension")
     spec = TensorSpec(DTYPES["float4_e2m1"], (*ref.shape[:-1], 2 * ref.shape[-1]))
+    if not isinstance(ref.source, Extent) or ref.source.strides is not None:
+        return _absent(f"a strided tensor of {_PACKED_FLOAT4}", spec.dtype, spec.shape, {"data": ref})
     return TensorRef(spec, ref.source, ref.stored)
 
 
@@ -241,7 +249,7 @@ def _nested(args: tuple[Any, ...]) -> Any:
         return Opaque("torch._utils._rebuild_nested_tensor", args)
     form = f"a nested tensor of {args[1].shape[0] if args[1].shape else 0} tensors"
     names = ("values", "sizes", "strides", "offsets")
-    return _absent(form, args[0].dtype, args[0].shape, dict(zip(names, args, strict=True)))
+    return _absent(form, args[0].dtype, args[0].shape, dict(zip(names, args, strict=True)), closed=True)
 
 
 def _jagged(args: tuple[Any, ...]) -> Any:

@@ -75,8 +75,9 @@ def storage_dtype(kind: Any) -> DType:
 
 def count(value: Any, what: str) -> int:
     """`value` as a count: an int (no bool), not negative."""
-    if type(value) is not int or value < 0:
-        raise BadRecord(f"{what} is {value!r}, no count")
+    if type(value) is not int or not 0 <= value < 1 << 63:
+        shown = f"a number of {value.bit_length()} bits" if isinstance(value, int) and value >> 63 else repr(value)[:80]
+        raise BadRecord(f"{what} is {shown}, no count")
     return value
 
 

@@ -235,8 +235,10 @@ def module_state(path: tuple[Step, ...], root: Opaque) -> Candidate:
     while todo:
         prefix, module, above = todo.pop()
         visits += 1
-        if visits > DEFAULT.modules or len(above) > DEFAULT.depth:
-            raise LimitError(f"a model of more than {DEFAULT.modules} modules, or nested {DEFAULT.depth} deep")
+        if max(visits, len(tensors)) > DEFAULT.modules or len(above) > DEFAULT.depth:
+            raise LimitError(
+                f"a model of more than {DEFAULT.modules} modules or tensors, or nested {DEFAULT.depth} deep"
+            )
         fields = module.fields()
         hidden = fields.get("_non_persistent_buffers_set")
         kinds: tuple[tuple[Any, Any, Role], ...] = (

@@ -47,7 +47,7 @@ def _sharded(value: Opaque) -> TensorRef | None:
     if isinstance(size, Opaque) and size.args:
         size = size.args[0]
     shape = tuple(size) if isinstance(size, list | tuple) else ()
-    if any(type(length) is not int or length < 0 for length in shape):
+    if not all(type(length) is int and 0 <= length < 1 << 63 for length in shape):
         return None
     local = local_shards(state)
     first = next(iter(local.values()), None)

@@ -87,7 +87,7 @@ def _entry(file: File, key: str, entry: Any, base: int, limits: Limits) -> Tenso
 
 
 def _is_count(value: Any) -> bool:
-    return type(value) is int and value >= 0
+    return type(value) is int and 0 <= value < 1 << 63
 
 
 def _tile(tensors: Mapping[str, TensorRef], base: int, size: int) -> None:

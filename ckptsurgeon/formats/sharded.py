@@ -12,7 +12,7 @@ import re
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from ckptsurgeon.checkpoint import Checkpoint
 from ckptsurgeon.errors import MOST_SHOWN, InputError, LimitError
@@ -151,9 +151,9 @@ class _Assembled:
         unnamed = [key for key, ref in self.tensors.items() if key not in index.weight_map and names[id(ref)] == 1]
         if unnamed:
             self.remarks.append(f"the index does not name {_listed(unnamed)}, which the shards have")
-        total, refs = index.metadata.get("total_size"), list(self.tensors.values())
-        if isinstance(total, int | float) and total not in _totals(refs):
-            self.remarks.append(f"the index says {total:.0f} bytes, the tensors have {nbytes(refs)}")
+        total, refs = _whole(index.metadata.get("total_size")), list(self.tensors.values())
+        if total is not None and total not in _totals(refs):
+            self.remarks.append(f"the index says {total} bytes, the tensors have {nbytes(refs)}")
 
     def order(self, keys: list[str]) -> None:
         """The order of the index, where it has one of its own: many are sorted, and say nothing."""
@@ -192,12 +192,10 @@ def _of_another_dtype(index: Index, shards: Mapping[str, Checkpoint]) -> tuple[s
     cast afterwards, or ties were counted twice), which harms nobody; but where another element size
     in some of the shards, and not in all, gives exactly that number, they are not of one piece.
     """
-    total = index.metadata.get("total_size")
+    total = _whole(index.metadata.get("total_size"))
     refs = [ref for ckpt in shards.values() for ref in ckpt.values()]
     have = nbytes(refs)
-    if isinstance(total, float) and total.is_integer():
-        total = int(total)
-    if type(total) is not int or total in _totals(refs):
+    if total is None or total in _totals(refs):
         return None
     by_dtype: dict[str, list[str]] = {}
     for name, ckpt in shards.items():
@@ -217,6 +215,13 @@ def _of_another_dtype(index: Index, shards: Mapping[str, Checkpoint]) -> tuple[s
                     f"{_listed(names)} holds {key!r} as {dtype}, {size} bytes each, but the index counts {other}",
                 )
     return None
+
+
+def _whole(total: Any) -> int | None:
+    """A size in an index as a whole number; some writers give 12.0, and some nothing sensible."""
+    if isinstance(total, float) and total.is_integer():
+        total = int(total)
+    return total if type(total) is int and 0 <= total < 1 << 63 else None
 
 
 def _floats(ckpt: Checkpoint) -> set[Any]:
@@ -243,16 +248,18 @@ def numbered(names: Iterable[str]) -> dict[tuple[str, str, int], dict[int, str]]
     return groups
 
 
-def split(ckpt: Checkpoint, size: int, together: bool) -> list[Checkpoint]:
+def split(ckpt: Checkpoint, size: int, together: Literal["spec", "dtype"] | None) -> list[Checkpoint]:
     """The checkpoint in parts of at most `size` bytes, in order; a tensor that is larger has its own.
 
-    With `together` names that share their storage go into one part, where they are written once.
+    With `together` names that share their storage, and have the same dtype or the same dtype and
+    shape, go into one part, where they are written once.
     """
     parts: list[dict[str, TensorRef]] = [{}]
     used = 0
     place: dict[Hashable, int] = {}
     for key, ref in ckpt.items():
-        shared = place.get(ref.tie) if together and ref.tie is not None else None
+        one = (ref.tie, ref.spec if together == "spec" else ref.dtype)
+        shared = place.get(one) if together and ref.tie is not None else None
         if shared is not None:
             parts[shared][key] = ref
             continue
@@ -262,7 +269,7 @@ def split(ckpt: Checkpoint, size: int, together: bool) -> list[Checkpoint]:
         parts[-1][key] = ref
         used += ref.nbytes
         if ref.tie is not None:
-            place[ref.tie] = len(parts) - 1
+            place[one] = len(parts) - 1
     return [ckpt.replace(tensors=part) for part in parts]
 
 
@@ -294,8 +301,18 @@ def index_bytes(weight_map: Mapping[str, str], total: int) -> bytes:
 
 def shard_names(index: str, count: int) -> list[str]:
     """The names of `count` shards beside an index of this name (`model.safetensors.index.json`)."""
-    stem, suffix = os.path.splitext(index.removesuffix(".index.json"))
-    return [f"{stem}-{i + 1:05}-of-{count:05}{suffix or '.safetensors'}" for i in range(count)]
+    stem, suffix = parts_of(index)
+    return [f"{stem}-{i + 1:05}-of-{count:05}{suffix}" for i in range(count)]
+
+
+def parts_of(index: str) -> tuple[str, str]:
+    """The stem and the suffix that the shards of an index of this name have.
+
+    >>> parts_of("model.safetensors.index.json"), parts_of("a.bin.INDEX.JSON"), parts_of("foo.index.json")
+    (('model', '.safetensors'), ('a', '.bin'), ('foo', '.safetensors'))
+    """
+    stem, suffix = os.path.splitext(index[: -len(".index.json")])
+    return stem, suffix or ".safetensors"
 
 
 def _shards(names: list[str]) -> str:

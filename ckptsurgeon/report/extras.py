@@ -16,6 +16,7 @@ from ckptsurgeon.tensor import TensorRef
 SCHEMA = "ckptsurgeon.extras/1"
 _DEEPEST = 100
 _MOST = 1_000_000
+_LONGEST_INT = 1024
 
 
 def of(document: Document, select: str | None) -> tuple[Any, str | None]:
@@ -55,6 +56,8 @@ class _Plain:
         self.count = 0
 
     def value(self, value: Any, depth: int) -> Any:
+        if isinstance(value, int) and value.bit_length() > _LONGEST_INT:
+            return {"int": f"{value.bit_length()} bits"}
         if value is None or isinstance(value, bool | int | str):
             return value
         if isinstance(value, float):

@@ -139,7 +139,10 @@ def _tensor(ref: TensorRef) -> str:
 
 
 def _scalar(value: Any) -> str:
-    text = repr(value) if not isinstance(value, int) or value.bit_length() < 1000 else f"{value.bit_length()} bits"
+    try:
+        text = repr(value) if not isinstance(value, int) or value.bit_length() < 1000 else f"{value.bit_length()} bits"
+    except ValueError:  # an int in it has more digits than Python writes
+        text = f"of {len(value)}"
     return f"{type(value).__name__} {shown(text if len(text) <= _WIDEST else text[:_WIDEST] + '…')}"
 
 

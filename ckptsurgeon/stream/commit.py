@@ -11,6 +11,7 @@ import contextlib
 import errno
 import os
 import secrets
+import shutil
 import stat
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -75,7 +76,10 @@ def is_new_folder(path: str, may_be: bool) -> bool:
 
 
 def _older(folder: str, kin: Kin) -> list[str]:
-    return [] if kin is no_kin else sorted(name for name in os.listdir(folder) if kin(name))
+    if kin is no_kin:
+        return []
+    with os.scandir(folder) as entries:
+        return sorted(entry.name for entry in entries if kin(entry.name) and (entry.is_file() or entry.is_symlink()))
 
 
 def write(
@@ -107,8 +111,7 @@ def write(
             os.rename(beside, os.path.realpath(folder))
             _sync_folder(os.path.dirname(os.path.realpath(folder)))
     except BaseException:
-        with contextlib.suppress(OSError):
-            os.rmdir(beside)
+        shutil.rmtree(beside, ignore_errors=True)
         raise
     return nbytes
 
@@ -123,6 +126,7 @@ def _write(files: Files, force: bool, progress: Progress | None, kin: Kin, into:
         records.prove(layout)
     staged = [_beside(place) for place in places]
     published: list[str] = []
+    fresh: list[str] = []
     retired: list[tuple[str, str]] = []
     total, done = sum(layout.nbytes for _, layout in files), 0
     try:
@@ -130,12 +134,13 @@ def _write(files: Files, force: bool, progress: Progress | None, kin: Kin, into:
             _stage(beside, place, layout, path, _shifted(progress, done, total))
             done += layout.nbytes
         _retire(places, kin, retired)
+        fresh = [place for place in places if not os.path.lexists(place)]
         for (path, _), place, beside in zip(files, places, staged, strict=True):
             with _failures(path):
                 _publish(beside, place, path, force)
             published.append(place)
     except BaseException:
-        _undo(staged, published if retired or not force else [], retired)
+        _undo(staged, [place for place in published if place in fresh], retired)
         raise
     for _, aside in retired:
         with contextlib.suppress(OSError):
@@ -154,7 +159,8 @@ def _undo(staged: Sequence[str], published: Sequence[str], retired: Sequence[tup
 
 
 def _beside(place: str) -> str:
-    return os.path.join(os.path.dirname(place), f".{os.path.basename(place)[:200]}.{secrets.token_hex(4)}.part")
+    base = os.fsencode(os.path.basename(place))[:200].decode("utf-8", "ignore")  # a name has at most 255 bytes
+    return os.path.join(os.path.dirname(place), f".{base}.{secrets.token_hex(4)}.part")
 
 
 def _shifted(progress: Progress | None, done: int, total: int) -> Progress | None:
