@@ -82,7 +82,7 @@ def plan(
     if dtype is not None:
         cast = parse(render("cast", {"pattern": ".|^$", "dtype": dtype.name}))
         if work.refs:
-            work.apply(cast, by="policy")
+            work.apply(cast, by="policy", name=f"--dtype {dtype.name}")
     return work.finish()
 
 
@@ -106,7 +106,7 @@ class _Work:
 
     # -- rules -------------------------------------------------------------------------------
 
-    def apply(self, rule: Rule, by: Literal["rule", "fit", "policy"] = "rule") -> None:
+    def apply(self, rule: Rule, by: Literal["rule", "fit", "policy"] = "rule", name: str = "") -> None:
         try:
             matches = list(rule.operation.match(rule.args, list(self.refs), self.target))
         except OperationError as error:
@@ -121,7 +121,7 @@ class _Work:
         made = self._made(rule, used)
         self._place(rule, made)
         changed = [(m.inputs, m.outputs) for m, outs in made if m.inputs != m.outputs or self._changed(m, outs)]
-        self.steps.append(Step(rule.text, tuple(changed), by, rule.note))
+        self.steps.append(Step(name or rule.text, tuple(changed), by, rule.note))
 
     def _changed(self, match: Match, outs: tuple[TensorRef, ...]) -> bool:
         return any(self.before.get(name) is not ref for name, ref in zip(match.outputs, outs, strict=True))

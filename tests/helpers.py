@@ -1,13 +1,17 @@
-"""Builders and comparisons that do without the code under test. Comparing helpers assert."""
+"""Builders and comparisons that do without the code under test, but for the last. Comparing helpers assert."""
 
 from __future__ import annotations
 
+import random
 import struct
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
+
+import ckptsurgeon as cs
 
 
 def bits(tensor: torch.Tensor) -> torch.Tensor:
@@ -41,3 +45,21 @@ def save_legacy(obj: object, path: str | Path, protocol: int = 2) -> None:
 def safetensors_bytes(header: bytes, data: bytes = b"") -> bytes:
     """A safetensors file by hand."""
     return struct.pack("<Q", len(header)) + header + data
+
+
+def assert_never_crashes(raw: bytes, step: int) -> None:
+    """Every `step`-th beginning of a file is refused by name, and 500 files with one byte changed are
+    read or refused by name."""
+    for cut in range(0, len(raw), step):
+        Path("cut").write_bytes(raw[:cut])
+        with pytest.raises(cs.InputError, match="^cut: "):
+            cs.open("cut")
+    chance = random.Random(0)
+    for _ in range(500):
+        damaged = bytearray(raw)
+        damaged[chance.randrange(len(raw))] = chance.randrange(256)
+        Path("flipped").write_bytes(damaged)
+        try:
+            cs.open("flipped")
+        except cs.CkptError as error:
+            assert str(error).startswith("flipped: ")
