@@ -50,6 +50,9 @@ STORAGE_OF: Mapping[str, str] = {dtype: storage for storage, dtype in (_STORAGE_
 """dtype name → the storage class that torch pickles it with; other dtypes go untyped."""
 
 
+_LONGEST_INT = 128
+
+
 @dataclass(frozen=True)
 class Storage:
     """The bytes behind one or more tensors: where they begin in the file and how many there are."""
@@ -76,7 +79,8 @@ def storage_dtype(kind: Any) -> DType:
 def count(value: Any, what: str) -> int:
     """`value` as a count: an int (no bool), not negative."""
     if type(value) is not int or not 0 <= value < 1 << 63:
-        shown = f"a number of {value.bit_length()} bits" if isinstance(value, int) and value >> 63 else repr(value)[:80]
+        huge = isinstance(value, int) and value.bit_length() > _LONGEST_INT  # whose digits Python may not write
+        shown = f"a number of {value.bit_length()} bits" if huge else repr(value)[:80]
         raise BadRecord(f"{what} is {shown}, no count")
     return value
 
