@@ -133,7 +133,8 @@ def _write(files: Files, force: bool, progress: Progress | None, kin: Kin, into:
         for (path, layout), place, beside in zip(files, places, staged, strict=True):
             _stage(beside, place, layout, path, _shifted(progress, done, total))
             done += layout.nbytes
-        _retire(places, kin, retired)
+        if force:
+            _retire(places, kin, retired)
         fresh = [place for place in places if not os.path.lexists(place)]
         for (path, _), place, beside in zip(files, places, staged, strict=True):
             with _failures(path):
