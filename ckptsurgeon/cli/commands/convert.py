@@ -30,7 +30,11 @@ def convert(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Write the same tensors in another format or dtype."""
+    """Write the same tensors in another format or dtype.
+
+    Exit 1, and nothing is written, when the output cannot hold a tensor: a sparse one, or a dtype
+    that the format does not have.
+    """
     from ckptsurgeon import surgery
     from ckptsurgeon.report import planned
 
