@@ -20,7 +20,7 @@ from ckptsurgeon.errors import MOST_SHOWN, Problem, UsageError
 from ckptsurgeon.ops import Match, OperationError, reshaped
 from ckptsurgeon.plans import STRICT, Mismatched, Missing, Plan, Policies, Step, Unexpected
 from ckptsurgeon.rules import Recipe, Rule, parse, render
-from ckptsurgeon.sources import Apply
+from ckptsurgeon.sources import Apply, Kernel
 from ckptsurgeon.tensor import TensorRef, TensorSpec, only_ones_differ
 
 if TYPE_CHECKING:
@@ -28,11 +28,8 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Overlap:
+class Overlap(Kernel):
     """The part that two tensors of one rank share comes from the first, the rest from the second."""
-
-    elementwise: bool = False
-    moves_only: bool = False
 
     def run(self, inputs: Sequence[torch.Tensor]) -> torch.Tensor:
         loaded, initial = inputs
@@ -40,6 +37,12 @@ class Overlap:
         out = initial.to(loaded.dtype).clone()
         out[region] = loaded[region]
         return out
+
+    def rows(self, inputs: tuple[TensorRef, ...], begin: int, end: int) -> tuple[TensorRef, ...] | None:
+        loaded, initial = inputs
+        count = loaded.shape[0]
+        parts = loaded.rows(min(begin, count), min(end, count)), initial.rows(begin, end)
+        return None if parts[0] is None or parts[1] is None else (parts[0], parts[1])
 
 
 def apply_rules(source: Checkpoint, recipe: Recipe, target: Target | None, allow_unused: bool = False) -> Plan:

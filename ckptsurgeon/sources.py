@@ -11,13 +11,14 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
 
 from ckptsurgeon.errors import InputError
 
 if TYPE_CHECKING:
     import torch
 
+    from ckptsurgeon.dtypes import DType
     from ckptsurgeon.tensor import TensorRef, TensorSpec
 
 
@@ -47,6 +48,15 @@ class File:
             os.close(descriptor)
             raise InputError("changed since it was opened", path=self.path, hint="open it again")
         return descriptor
+
+    def check(self) -> None:
+        """InputError when the path no longer leads to the file as it was."""
+        try:
+            same = File.of(self.path, os.stat(self.path)) == self
+        except OSError:
+            same = False
+        if not same:
+            raise InputError("changed while it was read", path=self.path, hint="try it again")
 
 
 @dataclass(frozen=True)
@@ -114,8 +124,11 @@ class Inline:
 
 
 class Initializer(Protocol):
-    """Makes the values of a new tensor."""
+    """Makes the values of a new tensor; `holds` says how many bytes of memory that takes at most (a model
+    is built whole)."""
 
+    @property
+    def holds(self) -> int: ...
     def make(self, spec: TensorSpec, seed: int) -> torch.Tensor: ...
 
 
@@ -128,18 +141,35 @@ class Fill:
 
 
 class Kernel(Protocol):
-    """What an operation does to values.
+    """What an operation does to values; a kernel inherits from it and says what applies.
 
-    `elementwise` kernels make each output element from the input elements at the same place, so
-    that they can run block by block.  `moves_only` kernels change no byte at all: their output is
-    their first input, under another identity.
+    `elementwise` kernels make each output element from the input element at the same place, so that
+    they can run block by block.  `moves_only` kernels change no byte at all: their output is their
+    first input, under another identity.  `views` kernels give the elements of their input in another
+    order, which `on_extent` says in strides once the input lies in a file.
     """
 
-    @property
-    def elementwise(self) -> bool: ...
-    @property
-    def moves_only(self) -> bool: ...
-    def run(self, inputs: Sequence[torch.Tensor]) -> torch.Tensor: ...
+    __slots__ = ()
+    elementwise: ClassVar[bool] = False
+    moves_only: ClassVar[bool] = False
+    views: ClassVar[bool] = False
+
+    def run(self, inputs: Sequence[torch.Tensor]) -> torch.Tensor:
+        """The output, of whole inputs; of an elementwise kernel, of a flat block of them."""
+        ...
+
+    def on_bytes(self, data: memoryview, dtype: DType) -> memoryview | None:
+        """An elementwise kernel on little-endian bytes, without torch; None where it needs torch."""
+        return None
+
+    def on_extent(self, ref: TensorRef) -> TensorRef:
+        """The output of a `views` kernel for an input whose bytes lie in a file."""
+        raise AssertionError(f"{type(self).__name__} makes no view")
+
+    def rows(self, inputs: tuple[TensorRef, ...], begin: int, end: int) -> tuple[TensorRef, ...] | None:
+        """The inputs from which this kernel makes the rows `begin` to `end` of its output (along the first
+        dimension); None where it needs all of them."""
+        return None
 
 
 @dataclass(frozen=True)

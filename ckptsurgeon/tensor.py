@@ -5,7 +5,7 @@ Plans are made on specs alone; `TensorRef.read` and `TensorRef.blocks` are where
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Iterator
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from math import prod
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -19,6 +19,7 @@ from ckptsurgeon.sources import (
     Extent,
     Fill,
     Inline,
+    Kernel,
     Pieces,
     Source,
     contiguous_strides,
@@ -166,6 +167,22 @@ class TensorRef:
             at += len(block)
         return evaluate.to_torch(buffer, self.spec)
 
+    def rows(self, begin: int, end: int) -> TensorRef | None:
+        """The rows `begin` to `end` along the first dimension as a tensor of their own; None where they
+        cannot be told apart without making the whole."""
+        spec, source = TensorSpec(self.dtype, (end - begin, *self.shape[1:])), self.source
+        if isinstance(source, Extent):
+            return self._part(slice(begin, end))
+        if isinstance(source, Fill):
+            return TensorRef(spec, Apply(_Rows(begin, end), (self,)))
+        if not isinstance(source, Apply):
+            return None
+        inputs = source.kernel.rows(source.inputs, begin, end)
+        if source.kernel.elementwise and source.inputs[0].shape == self.shape:
+            part = source.inputs[0].rows(begin, end)
+            inputs = None if part is None else (part,)
+        return None if inputs is None else TensorRef(spec, Apply(source.kernel, inputs))
+
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> Any:
         """The values as a NumPy array, for `np.asarray`; TypeError for dtypes that NumPy lacks."""
         made = self.read().numpy()
@@ -211,6 +228,17 @@ class TensorRef:
         if self.absent is not None:
             return f"no bytes: {printable(self.absent)}"
         return "in memory" if isinstance(self.source, Inline) else "computed"
+
+
+@dataclass(frozen=True, slots=True)
+class _Rows(Kernel):
+    """Some rows of a tensor that its initialiser can only make whole, and keeps."""
+
+    begin: int
+    end: int
+
+    def run(self, inputs: Sequence[torch.Tensor]) -> torch.Tensor:
+        return inputs[0][self.begin : self.end]
 
 
 def printable(text: str) -> str:

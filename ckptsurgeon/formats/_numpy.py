@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from ckptsurgeon.dtypes import DTYPES
 from ckptsurgeon.formats._plain import Builder
 from ckptsurgeon.inert import Opaque
-from ckptsurgeon.sources import Apply, Inline
+from ckptsurgeon.sources import Apply, Inline, Kernel
 from ckptsurgeon.tensor import TensorRef, TensorSpec
 
 if TYPE_CHECKING:
@@ -35,11 +35,8 @@ _SCALARS = {"f2": "e", "f4": "f", "f8": "d", "i1": "b", "i2": "h", "i4": "i", "i
 
 
 @dataclass(frozen=True, slots=True)
-class _Reversed:
+class _Reversed(Kernel):
     """All dimensions in the opposite order: column-major elements as a row-major tensor."""
-
-    elementwise: bool = False
-    moves_only: bool = False
 
     def run(self, inputs: Sequence[torch.Tensor]) -> torch.Tensor:
         return inputs[0].permute(*reversed(range(inputs[0].dim())))

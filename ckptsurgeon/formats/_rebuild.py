@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from ckptsurgeon.dtypes import DTYPES, DType
 from ckptsurgeon.formats import _numpy
@@ -17,7 +17,7 @@ from ckptsurgeon.formats._plain import BadRecord, Builder
 from ckptsurgeon.formats._tensors import Storage, count, dims, dtype_of, view
 from ckptsurgeon.inert import Opaque, attributes
 from ckptsurgeon.limits import Limits
-from ckptsurgeon.sources import Absent, Apply, Extent
+from ckptsurgeon.sources import Absent, Apply, Extent, Kernel
 from ckptsurgeon.tensor import Quantizer, Stored, TensorRef, TensorSpec
 
 if TYPE_CHECKING:
@@ -28,13 +28,12 @@ _GRAPH_MODULES = frozenset(f"torch.fx.graph_module.reduce{kind}_graph_module" fo
 
 
 @dataclass(frozen=True, slots=True)
-class Resolved:
+class Resolved(Kernel):
     """The values that torch's lazy conjugate and negative bits stand for."""
 
     conjugate: bool
     negative: bool
-    elementwise: bool = True
-    moves_only: bool = False
+    elementwise: ClassVar[bool] = True
 
     def run(self, inputs: Sequence[torch.Tensor]) -> torch.Tensor:
         made = inputs[0].conj_physical() if self.conjugate else inputs[0]

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import count
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
-from ckptsurgeon.sources import Apply, Extent, Fill, contiguous_strides, is_contiguous
+from ckptsurgeon.sources import Apply, Extent, Fill, Kernel, contiguous_strides, is_contiguous
 from ckptsurgeon.tensor import TensorRef, TensorSpec
 
 if TYPE_CHECKING:
@@ -15,26 +15,28 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Contiguous:
+class Contiguous(Kernel):
     """Takes a tensor as it is: its only work is to be an output of its own, in order."""
 
-    moves_only: bool = True
-    elementwise: bool = True
+    moves_only: ClassVar[bool] = True
+    elementwise: ClassVar[bool] = True
 
     def run(self, inputs: Sequence[torch.Tensor]) -> torch.Tensor:
         return inputs[0].contiguous()
 
 
 @dataclass(frozen=True, slots=True)
-class Permute:
+class Permute(Kernel):
     """`torch.permute` where the source is no extent, whose strides could say the same."""
 
     dims: tuple[int, ...]
-    moves_only: bool = False
-    elementwise: bool = False
+    views: ClassVar[bool] = True
 
     def run(self, inputs: Sequence[torch.Tensor]) -> torch.Tensor:
         return inputs[0].permute(self.dims).contiguous()
+
+    def on_extent(self, ref: TensorRef) -> TensorRef:
+        return permuted(ref, self.dims)
 
 
 _SERIAL = count()
@@ -61,6 +63,9 @@ def permuted(ref: TensorRef, dims: tuple[int, ...]) -> TensorRef:
         return _viewed(ref, shape, tuple(strides[dim] for dim in dims))
     if dims == tuple(range(len(dims))):
         return ref
+    source = ref.source
+    if isinstance(source, Apply) and source.kernel.elementwise and source.inputs[0].shape == ref.shape:
+        return TensorRef(TensorSpec(ref.dtype, shape), Apply(source.kernel, (permuted(source.inputs[0], dims),)))
     return TensorRef(TensorSpec(ref.dtype, shape), Apply(Permute(dims), (ref,)))
 
 
@@ -92,13 +97,13 @@ def duplicated(ref: TensorRef, name: str) -> TensorRef:
 
 
 @dataclass(frozen=True, slots=True)
-class Duplicate:
+class Duplicate(Kernel):
     """A copy under a name; its number keeps two copies of one tensor apart."""
 
     name: str
     serial: int
-    moves_only: bool = True
-    elementwise: bool = True
+    moves_only: ClassVar[bool] = True
+    elementwise: ClassVar[bool] = True
 
     def run(self, inputs: Sequence[torch.Tensor]) -> torch.Tensor:
         return inputs[0]

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from ckptsurgeon.checkpoint import Target
 from ckptsurgeon.dtypes import DType
+from ckptsurgeon.ops import _casts
 from ckptsurgeon.ops._patterns import matching
 from ckptsurgeon.ops._registry import Args, Match, Operation, OperationError, Param, register
-from ckptsurgeon.sources import Apply
+from ckptsurgeon.sources import Apply, Kernel
 from ckptsurgeon.tensor import TensorRef, TensorSpec
 
 if TYPE_CHECKING:
@@ -18,17 +19,19 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Cast:
+class Cast(Kernel):
     """`Tensor.to(dtype)`, block by block."""
 
     dtype: DType
-    elementwise: bool = True
-    moves_only: bool = False
+    elementwise: ClassVar[bool] = True
 
     def run(self, inputs: Sequence[torch.Tensor]) -> torch.Tensor:
         import torch
 
         return inputs[0].to(getattr(torch, self.dtype.name))
+
+    def on_bytes(self, data: memoryview, dtype: DType) -> memoryview | None:
+        return _casts.cast(data, dtype, self.dtype)
 
 
 def _castable(args: Args, keys: Sequence[str], target: Target | None) -> Iterable[Match]:

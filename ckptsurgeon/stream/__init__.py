@@ -1,5 +1,15 @@
-"""Checkpoint → bytes on disk: one pass, flat memory, the whole output or nothing."""
+"""Checkpoint → bytes on disk: evaluate, schedule, commit.  One pass, flat memory, the whole output or nothing.
 
-from ckptsurgeon.stream.commit import Progress, check, is_new_folder, no_kin, older, write
+- `schedule`: which bytes go where and what must be checked, decided on layouts alone.
+- `copying`: bytes from file to file inside the kernel.
+- `digests`: checksums, of what is written and of what was read.
+- `spool`: what must lie on a disk before it can be read in pieces.
+- `filling`: a schedule carried out on one file, by several threads.
+- `commit`: files beside their places, synced, and renamed into them.
+"""
 
-__all__ = ["Progress", "check", "is_new_folder", "no_kin", "older", "write"]
+from ckptsurgeon.stream.budget import Budget, budget, problems
+from ckptsurgeon.stream.commit import Progress, check, is_new_folder, older, write
+from ckptsurgeon.stream.publishing import no_kin
+
+__all__ = ["Budget", "Progress", "budget", "check", "is_new_folder", "no_kin", "older", "problems", "write"]

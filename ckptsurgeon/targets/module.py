@@ -52,7 +52,7 @@ def _target(thing: torch.nn.Module, label: str, build: Callable[[int], torch.nn.
         entries[key] = TargetEntry(TensorSpec(DTYPES[name], tuple(value.shape)), role, _owner(key, owners))
         shared.setdefault(id(value), []).append(key)
     ties = tuple(tuple(group) for group in shared.values() if len(group) > 1)
-    initial = _Values(label, (lambda seed: thing) if build is None else build)
+    initial = _Values(label, lambda seed: thing, 0) if build is None else _Values(label, build, _nbytes(values))
     others = tuple(key for key, value in thing.state_dict().items() if not isinstance(value, torch.Tensor))
     tensors = None
     if build is None:
@@ -61,6 +61,11 @@ def _target(thing: torch.nn.Module, label: str, build: Callable[[int], torch.nn.
             for key, entry in entries.items()
         }
     return Target(label, entries, True, others, ties, initial, tensors)
+
+
+def _nbytes(values: dict[str, torch.Tensor]) -> int:
+    """The bytes of tensors, shared ones once."""
+    return sum(value.nbytes for value in {id(value): value for value in values.values()}.values())
 
 
 def _quantizer(value: torch.Tensor) -> Quantizer | None:
@@ -95,6 +100,8 @@ class _Values:
 
     label: str
     build: Callable[[int], torch.nn.Module]
+    nbytes: int
+    """The bytes of the model that `build` makes; 0 where it is there already."""
 
     @cached_property
     def _built(self) -> dict[int, dict[str, torch.Tensor]]:
@@ -118,6 +125,10 @@ class _Values:
 class _Value:
     values: _Values
     key: str
+
+    @property
+    def holds(self) -> int:
+        return self.values.nbytes
 
     def make(self, spec: TensorSpec, seed: int) -> torch.Tensor:
         value = self.values.value(self.key, seed)

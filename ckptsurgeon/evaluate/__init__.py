@@ -1,0 +1,36 @@
+"""From a source to bytes: the one place where tensors are read or computed.
+
+It stands below `tensor`, because `TensorRef.read` and the streaming writer share it.  numpy and
+torch are imported inside the functions that need them: plain copies need neither.
+"""
+
+from ckptsurgeon.evaluate.pieces import (
+    ABSENT_HINT,
+    Piece,
+    blocks,
+    check_record,
+    damaged,
+    holds,
+    pieces,
+    read_through,
+    whole,
+)
+from ckptsurgeon.evaluate.reading import Handles, read_exactly, read_into
+from ckptsurgeon.evaluate.values import quantized, to_torch
+
+__all__ = [
+    "ABSENT_HINT",
+    "Handles",
+    "Piece",
+    "blocks",
+    "check_record",
+    "damaged",
+    "holds",
+    "pieces",
+    "quantized",
+    "read_exactly",
+    "read_into",
+    "read_through",
+    "to_torch",
+    "whole",
+]

@@ -1,0 +1,108 @@
+"""Bytes out of files: exactly those that were asked for, or an error that says where they end."""
+
+from __future__ import annotations
+
+import os
+import threading
+import zlib
+from types import TracebackType
+
+from ckptsurgeon.errors import InputError
+from ckptsurgeon.sources import Deflate, File
+
+
+def read_exactly(descriptor: int, nbytes: int, offset: int, path: str) -> bytearray:
+    """`nbytes` from `offset` of a file; InputError when it ends before."""
+    buffer = bytearray(nbytes)
+    read_into(descriptor, memoryview(buffer), offset, path)
+    return buffer
+
+
+def read_into(descriptor: int, view: memoryview, offset: int, path: str) -> None:
+    """Fill `view` from `offset` of a file; InputError when it ends before."""
+    done, nbytes = 0, len(view)
+    while done < nbytes:
+        try:
+            got = os.preadv(descriptor, [view[done:]], offset + done)
+        except OSError as error:
+            raise InputError(f"cannot be read: {error.strerror}", path=path) from error
+        if not got:
+            raise InputError(f"ends at byte {offset + done}, {nbytes - done} bytes too early", path=path)
+        done += got
+
+
+class Handles:
+    """The files that a pass reads: each thread keeps the one it read last, so that a thousand shards
+    need no thousand descriptors.  To be used in a `with`, which closes them."""
+
+    def __init__(self) -> None:
+        self._local = threading.local()
+        self._lock = threading.Lock()
+        self._open: set[int] = set()
+        self.files: set[File] = set()
+
+    def __enter__(self) -> Handles:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with self._lock:
+            for descriptor in self._open:
+                os.close(descriptor)
+            self._open.clear()
+
+    def descriptor(self, file: File) -> int:
+        """A descriptor of `file` for this thread, until it asks for another one; InputError when it is
+        gone or no longer the same."""
+        known: tuple[File, int] | None = getattr(self._local, "last", None)
+        if known is not None:
+            if known[0] is file or known[0] == file:
+                return known[1]
+            self._close(known[1])
+            del self._local.last
+        descriptor = file.open()
+        with self._lock:
+            self._open.add(descriptor)
+            self.files.add(file)
+        self._local.last = file, descriptor
+        return descriptor
+
+    def _close(self, descriptor: int) -> None:
+        with self._lock:
+            self._open.discard(descriptor)
+        os.close(descriptor)
+
+
+class Inflating:
+    """The bytes of a compressed member from first to last, in stretches of any size; nothing is kept."""
+
+    def __init__(self, file: File, codec: Deflate, size: int) -> None:
+        self._file, self._size = file, size
+        self._inflate = zlib.decompressobj(-15)
+        self._at, self._left = codec.start, codec.nbytes
+
+    def skip(self, handles: Handles, count: int) -> None:
+        """Leave out `count` bytes."""
+        while count:
+            step = min(count, self._size)
+            self.read(handles, step)
+            count -= step
+
+    def read(self, handles: Handles, count: int) -> bytearray:
+        """The next `count` bytes; InputError when the member is damaged or ends before."""
+        made = bytearray()
+        while len(made) < count:
+            packed: bytes | bytearray = self._inflate.unconsumed_tail
+            if not packed and self._left:
+                step = min(self._left, self._size)
+                packed = read_exactly(handles.descriptor(self._file), step, self._at, self._file.path)
+                self._at, self._left = self._at + step, self._left - step
+            try:
+                data = self._inflate.decompress(packed, count - len(made))
+            except zlib.error as error:
+                raise InputError(f"a compressed record is damaged ({error})", path=self._file.path) from error
+            if not data and not packed:
+                raise InputError("a compressed record is shorter than the archive says", path=self._file.path)
+            made += data
+        return made

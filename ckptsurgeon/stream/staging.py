@@ -1,0 +1,107 @@
+"""Files that come into being beside their places, under names that nobody reads.
+
+A staged file is locked as long as its writer lives.  What a killed one left behind is found by its
+name and by the lock that nobody holds, and removed by the next run that writes to the same place.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import re
+import secrets
+import shutil
+from collections.abc import Iterator
+
+from ckptsurgeon.errors import OutputError
+
+_SUFFIX = ".part"
+_WORDS = {
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "the quota is used up",
+    errno.EFBIG: "the file grows too large",
+}
+
+
+@contextlib.contextmanager
+def failures(path: str) -> Iterator[None]:
+    """What the system refuses becomes an OutputError about `path`."""
+    try:
+        yield
+    except OSError as error:
+        cause = _WORDS.get(error.errno or 0, error.strerror or str(error))
+        raise OutputError(path, f"{cause}; nothing was written") from error
+
+
+def beside(place: str) -> str:
+    """A new name for what is to become `place`."""
+    return os.path.join(os.path.dirname(place), f".{_base(place)}.{secrets.token_hex(4)}{_SUFFIX}")
+
+
+def _base(place: str) -> str:
+    return os.fsencode(os.path.basename(place))[:200].decode("utf-8", "ignore")  # a name has at most 255 bytes
+
+
+def create(place: str) -> tuple[str, int]:
+    """A new locked file beside `place`: its path, and a descriptor whose end is the end of the lock."""
+    while True:
+        path = beside(place)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+        if _locked(path, descriptor):
+            return path, descriptor
+        os.close(descriptor)  # somebody took it for a leftover in between
+
+
+def create_folder(place: str) -> tuple[str, int]:
+    """A new locked folder beside `place`."""
+    while True:
+        path = beside(place)
+        os.mkdir(path)
+        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        if _locked(path, descriptor):
+            return path, descriptor
+        os.close(descriptor)
+
+
+def _locked(path: str, descriptor: int) -> bool:
+    """Take the lock; False when the path leads elsewhere by now.  File systems without locks do without."""
+    with contextlib.suppress(OSError):
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    try:
+        return os.path.samestat(os.stat(path), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False
+
+
+def sweep(place: str) -> None:
+    """Remove what killed runs left beside `place`; what a living one holds stays."""
+    folder = os.path.dirname(place) or "."
+    ours = re.compile(rf"\.{re.escape(_base(place))}\.[0-9a-f]{{8}}{re.escape(_SUFFIX)}")
+    with contextlib.suppress(OSError):
+        for entry in list(os.scandir(folder)):
+            if ours.fullmatch(entry.name) and not entry.is_symlink():
+                _remove(entry.path, entry.is_dir())
+
+
+def _remove(path: str, is_folder: bool) -> None:
+    with contextlib.suppress(OSError):
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if is_folder:
+                shutil.rmtree(path)
+            else:
+                os.unlink(path)
+        finally:
+            os.close(descriptor)
+
+
+def sync_folder(path: str) -> None:
+    """Names in a folder are on the disk when this returns."""
+    folder = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
