@@ -14,6 +14,7 @@ from ckptsurgeon.sources import Extent, File
 from ckptsurgeon.stream import workers
 from ckptsurgeon.stream.copying import Copier, buffer, put
 from ckptsurgeon.stream.digests import Digest, Digests
+from ckptsurgeon.stream.flushing import Flusher
 from ckptsurgeon.stream.schedule import Assemble, Check, Compute, Copy, Job, Part, is_plain, schedule
 from ckptsurgeon.tensor import TensorRef
 
@@ -41,8 +42,8 @@ def fill(descriptor: int, parts: Sequence[Named], block: int, threads: int, tick
         placed.append((at, part if isinstance(part, bytes) else Part(at, *part)))
         at += len(part) if isinstance(part, bytes) else part[0].nbytes
     jobs = schedule(placed, sums, digests)
-    with Handles() as handles:
-        filling = _Filling(descriptor, handles, block, tick)
+    with Handles() as handles, Flusher(descriptor) as flusher:
+        filling = _Filling(descriptor, handles, block, tick, flusher)
         workers.run(filling.work(jobs), threads if at > _ALONE else 1)
         digests.prove()
         for file in handles.files:
@@ -54,11 +55,11 @@ def fill(descriptor: int, parts: Sequence[Named], block: int, threads: int, tick
 
 
 class _Filling:
-    def __init__(self, descriptor: int, handles: Handles, block: int, tick: Tick) -> None:
+    def __init__(self, descriptor: int, handles: Handles, block: int, tick: Tick, flusher: Flusher) -> None:
         self.descriptor, self.handles, self.block = descriptor, handles, block
         self.copier = Copier(descriptor)
         self.written = 0
-        self._tick, self._lock = tick, threading.Lock()
+        self._tick, self._flusher, self._lock = tick, flusher, threading.Lock()
 
     def work(self, jobs: Iterable[Job]) -> Iterator[Callable[[], None]]:
         """Each job, and each piece of a computed tensor, as a call of its own."""
@@ -79,6 +80,7 @@ class _Filling:
     def _done(self, nbytes: int) -> None:
         with self._lock:
             self.written += nbytes
+            self._flusher.wrote(nbytes)
             self._tick(nbytes)
 
     def _copy(self, job: Copy) -> None:
