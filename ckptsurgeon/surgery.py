@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from ckptsurgeon.formats import Tied
     from ckptsurgeon.plans import Mismatched, Missing, Plan, Unexpected
     from ckptsurgeon.rules import Recipe, Rule
-    from ckptsurgeon.stream import Progress
+    from ckptsurgeon.stream import Budget, Progress
     from ckptsurgeon.verifier import Verification
 
     Path = str | os.PathLike[str]
@@ -190,6 +190,8 @@ class SaveOptions(TypedDict, total=False):
     shard_size: int | str | None
     tied: Tied
     force: bool
+    max_memory: int | str | None
+    jobs: int | None
     progress: Progress | None
 
 
@@ -218,6 +220,8 @@ def save(
     shard_size: int | str | None = None,
     tied: Tied = "full",
     force: bool = False,
+    max_memory: int | str | None = None,
+    jobs: int | None = None,
     progress: Progress | None = None,
 ) -> Written:
     """Write a checkpoint; the format follows the suffix of `path`.
@@ -227,16 +231,20 @@ def save(
     shards of at most `shard_size` (bytes, or a text such as `5GB`, which is the default) and their
     index, `NAME.safetensors.index.json` and `NAME.bin.index.json` too.  In safetensors tied names
     are all written, or with `tied="alias"` the first alone, and the metadata names the others.
+    `max_memory` (bytes, or a text such as `512MiB`) bounds what all tensors on their way take in memory,
+    beside Python, NumPy and torch themselves; `jobs` threads move them, side by side where there are shards.
     Raises OutputError when the file exists (without `force`) or cannot be
     written, UsageError for an unknown suffix or extras that the format cannot hold, PlanError for
-    tensors that it cannot hold.
+    tensors that it cannot hold, or that cannot be made within `max_memory`.
     """
     from ckptsurgeon import stream
 
     if not isinstance(ckpt, Checkpoint):
         raise UsageError(f"what is saved is a Checkpoint, as cs.open or a plan makes it, not {type(ckpt).__name__}")
     output = formats.output(path, shard_size, tied)
+    budget = stream.budget(formats.parse_size(max_memory, "--max-memory"), jobs)
     problems = formats.problems(ckpt, output, keep_extras)
+    problems += stream.problems(ckpt, budget) if budget.strict else []
     if problems:
         raise PlanError(problems)
     files, lost = formats.files(ckpt, output, keep_extras)
@@ -244,7 +252,7 @@ def save(
     names = tuple(name for name, _ in files)
     kept = {os.path.basename(name) for name in names}
     removed = [name for name in stream.older(output.path, kin) if name not in kept]
-    nbytes = stream.write(files, force=force, progress=progress, kin=kin, make_folder=output.folder)
+    nbytes = stream.write(files, force=force, progress=progress, kin=kin, make_folder=output.folder, budget=budget)
     format = output.format if len(files) > 1 else output.holder
     notes = tuple(dict.fromkeys(note for _, layout in files for note in layout.notes))
     return Written(
@@ -295,27 +303,43 @@ def prepare(
     shard_size: int | str | None = None,
     tied: Tied = "full",
     force: bool = False,
+    max_memory: int | str | None = None,
+    jobs: int | None = None,
     **how: Unpack[PlanOptions],
 ) -> Plan:
     """The plan of a remap, after a check that `output` may be written at all.
 
-    The check comes first: it costs nothing, and building a model may take long.
+    The check comes first: it costs nothing, and building a model may take long.  What cannot be made
+    within `max_memory` is a problem of the plan.
     """
     from ckptsurgeon import stream
     from ckptsurgeon.rules import Recipe
 
+    budget = stream.budget(formats.parse_size(max_memory, "--max-memory"), jobs)
     recipe = Recipe.of(rules)
     ckpt = (
         _left(source, select or recipe.select, to) if to is not None else as_checkpoint(source, select or recipe.select)
     )
     if output is None:
-        return plan(ckpt, recipe, to, select=select, **how)
+        return _within(plan(ckpt, recipe, to, select=select, **how), budget)
     place = formats.output(output, shard_size, tied)
     formats.check_extras(ckpt.extras if keep_extras else None, place.format)
     if not stream.is_new_folder(place.path, place.folder):
         stream.check(place.path, force, place.is_kin if place.format.shards else stream.no_kin)
     made = plan(ckpt, recipe, to, select=select, **how)
-    return replace(made, problems=(*made.problems, *formats.problems(made.result, place, keep_extras)))
+    made = replace(made, problems=(*made.problems, *formats.problems(made.result, place, keep_extras)))
+    return _within(made, budget)
+
+
+def _within(made: Plan, budget: Budget) -> Plan:
+    """A plan that says what takes more memory than the budget: a problem where that was asked for, else a warning."""
+    from ckptsurgeon import stream
+
+    found = stream.problems(made.result, budget)
+    if budget.strict:
+        return replace(made, problems=(*made.problems, *found))
+    words = tuple(problem.text.partition(";")[0] for problem in found)
+    return replace(made, warnings=(*made.warnings, *words))
 
 
 def remap(
@@ -329,6 +353,8 @@ def remap(
     shard_size: int | str | None = None,
     tied: Tied = "full",
     force: bool = False,
+    max_memory: int | str | None = None,
+    jobs: int | None = None,
     progress: Progress | None = None,
     **how: Unpack[PlanOptions],
 ) -> Written:
@@ -338,11 +364,13 @@ def remap(
     """
     made = prepare(
         source, output, rules, to,
-        select=select, keep_extras=keep_extras, shard_size=shard_size, tied=tied, force=force, **how,
+        select=select, keep_extras=keep_extras, shard_size=shard_size, tied=tied, force=force,
+        max_memory=max_memory, jobs=jobs, **how,
     )  # fmt: skip
     return carry_out(
         made, output,
-        keep_extras=keep_extras, shard_size=shard_size, tied=tied, force=force, progress=progress,
+        keep_extras=keep_extras, shard_size=shard_size, tied=tied, force=force,
+        max_memory=max_memory, jobs=jobs, progress=progress,
     )  # fmt: skip
 
 

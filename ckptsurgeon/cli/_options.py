@@ -79,4 +79,17 @@ TiedNames = Annotated[
         help="In safetensors: write tied names in full, or one of them and the others as aliases in the metadata.",
     ),
 ]
+MaxMemory = Annotated[
+    str | None,
+    typer.Option(
+        "--max-memory",
+        metavar="SIZE",
+        help="Memory that tensors may take on their way (512MiB), beside the program itself; 64MiB if not given. "
+        "What cannot be done within it is a problem.",
+    ),
+]
+Jobs = Annotated[
+    int | None,
+    typer.Option(min=1, max=256, metavar="N", help="Threads that move tensors; shards are written side by side."),
+]
 Force = Annotated[bool, typer.Option("--force", help="Replace the output if it exists.")]

@@ -61,7 +61,7 @@ def output(path: str | os.PathLike[str], shard_size: int | str | None = None, ti
     name = os.fsdecode(path)
     if not name:
         raise UsageError("the output has no name; `.` is the current folder")
-    size = _size(shard_size)
+    size = parse_size(shard_size, "a shard size") or 0
     if tied not in ("full", "alias"):
         raise UsageError(f"tied is 'full' or 'alias', not {tied!r}")
     base = os.path.basename(name)
@@ -87,10 +87,10 @@ def _torch() -> tuple[str, ...]:
     return next(format.suffixes for format in FORMATS if format.extras)
 
 
-def _size(given: int | str | None) -> int:
-    """Bytes; 0 for none given."""
+def parse_size(given: int | str | None, what: str) -> int | None:
+    """Bytes of a number, or of a text such as `5GB`; UsageError, about `what`, for anything else."""
     if given is None:
-        return 0
+        return None
     if type(given) is int and given > 0:
         return given
     found = _SIZE.fullmatch(given.strip()) if isinstance(given, str) else None
@@ -99,7 +99,7 @@ def _size(given: int | str | None) -> int:
         size = int(float(found[1]) * (1024 if found[3] else 1000) ** power)
         if size > 0:
             return size
-    raise UsageError(f"a shard size is a number of bytes such as 5GB or 512MiB, not {given!r}")
+    raise UsageError(f"{what} is a number of bytes such as 5GB or 512MiB, not {given!r}")
 
 
 def writer_for(path: str | os.PathLike[str]) -> Format:

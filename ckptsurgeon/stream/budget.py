@@ -42,13 +42,13 @@ def budget(memory: int | None = None, jobs: int | None = None) -> Budget:
         raise UsageError(f"--max-memory takes at least 4MiB, not {memory} bytes")
     if jobs is not None and (type(jobs) is not int or not 1 <= jobs <= 256):
         raise UsageError(f"--jobs is a number of threads from 1 to 256, not {jobs!r}")
-    memory = memory or _USUAL
+    strict, memory = memory is not None, memory or _USUAL
     there = min(_MOST_JOBS, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
-    return Budget(memory, min(jobs or there, memory // (1 << 20)), memory != _USUAL)
+    return Budget(memory, min(jobs or there, memory // (1 << 20)), strict)
 
 
 def problems(tensors: Mapping[str, TensorRef], given: Budget) -> list[Problem]:
-    """What cannot be made within the budget, told before anything starts: one for each kind of reason."""
+    """What cannot be made within the budget, told before anything starts; one for all that takes the same memory."""
     found: dict[int, list[str]] = {}
     for key, ref in tensors.items():
         needed = evaluate.holds(ref)
@@ -58,8 +58,8 @@ def problems(tensors: Mapping[str, TensorRef], given: Budget) -> list[Problem]:
     for needed, keys in found.items():
         more = f" and {len(keys) - 1} more" if len(keys) > 1 else ""
         text = (
-            f"making {keys[0]!r}{more} takes {needed:,} bytes of memory at once, more than the {given.memory:,} of "
-            "--max-memory: it cannot be made in slices"
+            f"making {keys[0]!r}{more} takes {needed:,} bytes of memory at once, since it cannot be done in slices; "
+            f"--max-memory is {given.memory:,}"
         )
         made.append(Problem(text, key=keys[0], kind="memory"))
     return made

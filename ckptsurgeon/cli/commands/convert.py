@@ -7,7 +7,19 @@ from typing import Annotated
 
 import typer
 
-from ckptsurgeon.cli._options import Dtype, Force, Json, KeepExtras, Quiet, Select, ShardSize, Tied, TiedNames
+from ckptsurgeon.cli._options import (
+    Dtype,
+    Force,
+    Jobs,
+    Json,
+    KeepExtras,
+    MaxMemory,
+    Quiet,
+    Select,
+    ShardSize,
+    Tied,
+    TiedNames,
+)
 from ckptsurgeon.cli._progress import bar
 from ckptsurgeon.cli._sink import Sink, failing
 
@@ -25,6 +37,8 @@ def convert(
     keep_extras: KeepExtras = False,
     shard_size: ShardSize = None,
     tied: TiedNames = Tied.full,
+    max_memory: MaxMemory = None,
+    jobs: Jobs = None,
     force: Force = False,
     select: Select = None,
     as_json: Json = False,
@@ -48,6 +62,8 @@ def convert(
             keep_extras=keep_extras,
             shard_size=shard_size,
             tied=tied.value,
+            max_memory=max_memory,
+            jobs=jobs,
             force=force,
             progress=progress,
         )

@@ -10,8 +10,10 @@ import typer
 from ckptsurgeon.cli._options import (
     Dtype,
     Force,
+    Jobs,
     Json,
     KeepExtras,
+    MaxMemory,
     Mismatched,
     Missing,
     Quiet,
@@ -56,6 +58,8 @@ def remap(
     keep_extras: KeepExtras = False,
     shard_size: ShardSize = None,
     tied: TiedNames = Tied.full,
+    max_memory: MaxMemory = None,
+    jobs: Jobs = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and write nothing.")] = False,
     force: Force = False,
     allow_unused: Annotated[bool, typer.Option("--allow-unused", help="Tolerate rules that match nothing.")] = False,
@@ -93,6 +97,8 @@ def remap(
             keep_extras=keep_extras,
             shard_size=shard_size,
             tied=tied.value,
+            max_memory=max_memory,
+            jobs=jobs,
             allow_unused=allow_unused,
             force=force or dry_run,
         )
@@ -105,6 +111,8 @@ def remap(
                 keep_extras=keep_extras,
                 shard_size=shard_size,
                 tied=tied.value,
+                max_memory=max_memory,
+                jobs=jobs,
                 force=force,
                 progress=progress,
             )
