@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import struct
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,24 @@ def save_legacy(obj: object, path: str | Path, protocol: int = 2) -> None:
 def safetensors_bytes(header: bytes, data: bytes = b"") -> bytes:
     """A safetensors file by hand."""
     return struct.pack("<Q", len(header)) + header + data
+
+
+def damaged_in(path: str | Path, record: str) -> None:
+    """Change one byte in the middle of a record of a zip archive."""
+    (info,) = [info for info in zipfile.ZipFile(path).infolist() if info.filename.endswith(f"/{record}")]
+    raw = bytearray(Path(path).read_bytes())
+    name, extra = struct.unpack_from("<HH", raw, info.header_offset + 26)
+    raw[info.header_offset + 30 + name + extra + info.file_size // 2] ^= 0x10
+    Path(path).write_bytes(raw)
+
+
+def deflated(path: str | Path) -> None:
+    """The same archive with its records compressed, as programs that pack directories make it."""
+    with zipfile.ZipFile(path) as archive:
+        members = [(info.filename, archive.read(info)) for info in archive.infolist()]
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in members:
+            archive.writestr(name, data)
 
 
 def assert_never_crashes(raw: bytes, step: int) -> None:

@@ -72,7 +72,8 @@ def permuted(ref: TensorRef, dims: tuple[int, ...]) -> TensorRef:
 def reshaped(ref: TensorRef, shape: tuple[int, ...]) -> TensorRef:
     """The same elements in the same order as another shape."""
     strides = strides_of(ref)
-    if isinstance(ref.source, Fill):  # an initialiser makes its own shape
+    if isinstance(ref.source, Fill) or (isinstance(ref.source, Apply) and not ref.source.kernel.elementwise):
+        # what is made has a shape of its own
         return TensorRef(TensorSpec(ref.dtype, shape), Apply(Contiguous(), (ref,)))
     if strides is None or is_contiguous(ref.shape, strides) or 0 in shape:
         return TensorRef(TensorSpec(ref.dtype, shape), ref.source, ref.stored)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,6 +16,9 @@ from ckptsurgeon.tensor import Quantizer, TensorRef, TensorSpec
 
 if TYPE_CHECKING:
     import torch
+
+
+_BUILDING = threading.Lock()
 
 
 def target(thing: Any, label: str | None = None, build: Callable[[int], torch.nn.Module] | None = None) -> Target:
@@ -111,8 +115,9 @@ class _Values:
         return Fill(_Value(self, key), seed)
 
     def value(self, key: str, seed: int) -> torch.Tensor:
-        if seed not in self._built:
-            self._built[seed] = dict(self.build(seed).state_dict())
+        with _BUILDING:  # threads that write ask for values side by side
+            if seed not in self._built:
+                self._built[seed] = dict(self.build(seed).state_dict())
         value = self._built[seed].get(key)
         if value is None:
             raise TargetError(f"{self.label} is not what it was when its keys were taken: it has no {key!r}")
