@@ -31,7 +31,8 @@ TOOL = "from ckptsurgeon.cli.app import main; main()"
 def measured(command: list[str]) -> tuple[float, float]:
     """Wall seconds and peak MiB of one process."""
     began = time.perf_counter()
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    env = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, env=env)  # with compiled modules, as installed
     _, status, usage = os.wait4(process.pid, 0)
     seconds = time.perf_counter() - began
     if os.waitstatus_to_exitcode(status):
