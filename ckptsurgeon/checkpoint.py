@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ckptsurgeon.errors import InputError, UsageError
-from ckptsurgeon.sources import Source
+from ckptsurgeon.sources import Apply, Extent, Fill, Source
 from ckptsurgeon.tensor import Role, TensorRef, TensorSpec, printable
 
 if TYPE_CHECKING:
@@ -42,6 +42,14 @@ class Origin:
 
 def _empty() -> Mapping[str, Any]:
     return MappingProxyType({})
+
+
+def _place(ref: TensorRef) -> int:
+    """The same number for tied tensors, and for few others: it saves most keys the comparison of sources."""
+    source = ref.source
+    if isinstance(source, Extent):
+        return hash((source.file.path, source.offset))
+    return hash(source) if isinstance(source, Apply | Fill) else id(ref)
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,10 +89,13 @@ class Checkpoint(Mapping[str, TensorRef]):
 
     def tied(self) -> tuple[tuple[str, ...], ...]:
         """The groups of keys that share one storage, in order."""
+        places = Counter(map(_place, self.tensors.values()))
+        if len(places) == len(self.tensors):
+            return ()
         groups: dict[Hashable, list[str]] = {}
         for key, ref in self.tensors.items():
-            if ref.tie is not None:
-                groups.setdefault(ref.tie, []).append(key)
+            if places[_place(ref)] > 1 and (tie := ref.tie) is not None:
+                groups.setdefault(tie, []).append(key)
         return tuple(tuple(group) for group in groups.values() if len(group) > 1)
 
     def replace(self, **changes: Any) -> Checkpoint:
@@ -135,7 +146,7 @@ class Checkpoint(Mapping[str, TensorRef]):
         return f"{self.origin.format}{place}"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class TargetEntry:
     """One key of a target: its spec, whether a model trains it (`tensor`: not known), and the
     type of the module that owns it ("" when not known)."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from difflib import get_close_matches
 from math import prod
 from typing import TYPE_CHECKING, Literal
 
@@ -18,7 +17,7 @@ from ckptsurgeon.checkpoint import Checkpoint, Target, buffer_words
 from ckptsurgeon.dtypes import DType
 from ckptsurgeon.errors import MOST_SHOWN, Problem, UsageError
 from ckptsurgeon.ops import Match, OperationError, reshaped
-from ckptsurgeon.plans import STRICT, Mismatched, Missing, Plan, Policies, Step, Unexpected
+from ckptsurgeon.plans import STRICT, Edges, Mismatched, Missing, Plan, Policies, Step, Unexpected
 from ckptsurgeon.rules import Recipe, Rule, parse, render
 from ckptsurgeon.sources import Apply
 from ckptsurgeon.tensor import TensorRef, TensorSpec, only_ones_differ
@@ -92,7 +91,6 @@ class _Work:
     def __init__(self, source: Checkpoint, target: Target | None, allow_unused: bool) -> None:
         self.source, self.target, self.allow_unused = source, target, allow_unused
         self.refs: dict[str, TensorRef] = dict(source.tensors)
-        self.before: dict[str, TensorRef] = {}
         self.origin: dict[str, str] = {key: key for key in source}
         self.steps: list[Step] = []
         self.problems: list[Problem] = []
@@ -119,12 +117,15 @@ class _Work:
                 self.problems.append(_unused(rule, matches, list(self.refs)))
             return
         made = self._made(rule, used)
-        self._place(rule, made)
-        changed = [(m.inputs, m.outputs) for m, outs in made if m.inputs != m.outputs or self._changed(m, outs)]
-        self.steps.append(Step(name or rule.text, tuple(changed), by, rule.note))
+        changed = Edges((m.inputs, m.outputs) for m, outs in made if m.inputs != m.outputs or self._changed(m, outs))
+        if all(match.inputs == match.outputs and not match.keep for match, _ in made):  # no name changes
+            self.refs.update(pair for match, outs in made for pair in zip(match.outputs, outs, strict=True))
+        else:
+            self._place(rule, made)
+        self.steps.append(Step(name or rule.text, changed, by, rule.note))
 
     def _changed(self, match: Match, outs: tuple[TensorRef, ...]) -> bool:
-        return any(self.before.get(name) is not ref for name, ref in zip(match.outputs, outs, strict=True))
+        return any(self.refs.get(name) is not ref for name, ref in zip(match.outputs, outs, strict=True))
 
     def _made(self, rule: Rule, matches: list[Match]) -> list[tuple[Match, tuple[TensorRef, ...]]]:
         made: list[tuple[Match, tuple[TensorRef, ...]]] = []
@@ -152,7 +153,6 @@ class _Work:
 
     def _place(self, rule: Rule, made: list[tuple[Match, tuple[TensorRef, ...]]]) -> None:
         """Put the outputs where the inputs were; a doubled name is a problem that names both makers."""
-        self.before = dict(self.refs)
         at = {match.inputs[0]: (match, refs) for match, refs in made}
         gone = {name for match, _ in made if not match.keep for name in match.inputs}
         placed: dict[str, TensorRef] = {}
@@ -171,7 +171,10 @@ class _Work:
 
         for key, ref in self.refs.items():
             if key not in gone:
-                put(key, ref, key)
+                if key not in placed and key:  # nearly all
+                    placed[key], origin[key] = ref, self.origin.get(key, key)
+                else:
+                    put(key, ref, key)
             if key in at:
                 match, refs = at[key]
                 for name, new in zip(match.outputs, refs, strict=True):
@@ -317,13 +320,13 @@ class _Work:
 
     def _policy(self, name: str, edges: list[tuple[tuple[str, ...], tuple[str, ...]]]) -> None:
         if edges:
-            self.steps.append(Step(name, tuple(edges), "policy"))
+            self.steps.append(Step(name, Edges(edges), "policy"))
 
     # -- the end -----------------------------------------------------------------------------
 
     def finish(self) -> Plan:
-        pairs = [(self.origin[key], key) for key in self.refs if key in self.origin]
-        renamed = versions.renamed(self.source.versions, list(self.source), pairs)
+        pairs = ((self.origin[key], key) for key in self.refs if key in self.origin)
+        renamed = versions.renamed(self.source.versions, self.source, pairs)
         result = self.source.replace(tensors=self.refs, versions=renamed)
         return Plan(
             self.source,
@@ -352,6 +355,8 @@ def _unused(rule: Rule, matches: list[Match], keys: list[str]) -> Problem:
         text = f"matches {len(matches)} keys, but makes no name of the target: {matches[0].refused}"
         return replace(_about(rule, text, "template"), kind="unused")
     wanted = rule.args.get("prefix") or rule.args["pattern"].pattern.replace("\\", "").strip("^$")
+    from difflib import get_close_matches
+
     near = get_close_matches(wanted, keys[:300], 3, 0.4) or keys[:3]
     hint = f"; the nearest keys are {', '.join(map(repr, near))}" if near else "; the checkpoint has no keys"
     text = f"{rule.operation.when_unused}{hint}"
@@ -360,6 +365,8 @@ def _unused(rule: Rule, matches: list[Match], keys: list[str]) -> Problem:
 
 def _nearest(key: str, target: Target) -> list[str]:
     """The most alike of some keys of the target with the same end."""
+    from difflib import get_close_matches
+
     end = key.rpartition(".")[2]
     alike = [name for name in target.entries if name.rpartition(".")[2] == end]
     return get_close_matches(key, alike[:300], 1, 0.8)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from ckptsurgeon.checkpoint import Checkpoint, Target
 from ckptsurgeon.errors import PlanError, Problem, UsageError
@@ -51,12 +51,56 @@ STRICT = Policies()
 """No policy: every difference to the target is a problem."""
 
 
+Names = tuple[str, ...]
+
+
+class Edges(Sequence[tuple[Names, Names]]):
+    """Pairs of the names that were taken and the names that were made of them.
+
+    They are kept flat, since nearly all are of one name each: the tuples of fifty rules over a
+    hundred thousand keys would take a gigabyte.
+    """
+
+    __slots__ = ("_made", "_taken")
+
+    def __init__(self, edges: Iterable[tuple[Names, Names]] = ()) -> None:
+        self._taken: list[str | Names] = []
+        self._made: list[str | Names] = []
+        for taken, made in edges:
+            self._taken.append(taken[0] if len(taken) == 1 else taken)
+            self._made.append(made[0] if len(made) == 1 else made)
+
+    def __len__(self) -> int:
+        return len(self._taken)
+
+    def __iter__(self) -> Iterator[tuple[Names, Names]]:
+        return zip(map(_names, self._taken), map(_names, self._made), strict=True)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return list(self)[index]
+        return _names(self._taken[index]), _names(self._made[index])
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and list(self) == list(other)
+
+    def __hash__(self) -> int:
+        return hash((*self,))
+
+    def __repr__(self) -> str:
+        return f"Edges({list(self)})"
+
+
+def _names(one: str | Names) -> Names:
+    return (one,) if isinstance(one, str) else one
+
+
 @dataclass(frozen=True)
 class Step:
     """What one rule or policy did: the names it took and the names it made from them."""
 
     rule: str
-    edges: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...]
+    edges: Sequence[tuple[Names, Names]]
     by: Literal["rule", "fit", "policy"] = "rule"
     note: str = ""
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any, Literal
 
 from ckptsurgeon.checkpoint import Step, Versions
@@ -205,6 +206,9 @@ def _direct(path: tuple[Step, ...], mapping: dict[Any, Any], value: Any, kind: _
     tensors: dict[str, TensorRef] = {}
     rest: dict[Any, Any] = {}
     for key, member in mapping.items():
+        if isinstance(member, TensorRef) and isinstance(key, str) and key not in tensors:  # nearly all of them
+            tensors[key] = _as("buffer", member) if key.endswith(_BUFFERS) and _role(key) == "buffer" else member
+            continue
         named = isinstance(key, str) or (kind != "named" and type(key) is int)
         ref = member if isinstance(member, TensorRef) else tensor_of(member, arrays=kind == "arrays") if named else None
         if named and ref is not None and str(key) not in tensors:
@@ -222,8 +226,13 @@ def _role(key: str) -> Role:
 def _as(role: Role, ref: TensorRef) -> TensorRef:
     if role == ref.role:
         return ref
-    stored = ref.stored or Stored("cpu", ref.nbytes)
-    return replace(ref, stored=replace(stored, role=role))
+    stored = _stored_as(role, ref.stored or Stored("cpu", ref.nbytes))
+    return TensorRef(ref.spec, ref.source, stored, ref.quantizer)
+
+
+@lru_cache(maxsize=1024)
+def _stored_as(role: Role, stored: Stored) -> Stored:
+    return replace(stored, role=role)
 
 
 def module_state(path: tuple[Step, ...], root: Opaque) -> Candidate:

@@ -19,7 +19,7 @@ from ckptsurgeon.formats._pickle import BadPickle, Truncated
 from ckptsurgeon.formats._plain import BadRecord
 from ckptsurgeon.formats._probe import Probe
 from ckptsurgeon.formats._rebuild import builders
-from ckptsurgeon.formats._tensors import Storage, persistent_loader
+from ckptsurgeon.formats._tensors import Storage, Storages
 from ckptsurgeon.limits import Limits
 from ckptsurgeon.sources import File, Record
 
@@ -94,9 +94,7 @@ def _parse(file: File, descriptor: int, data: bytes, limits: Limits) -> Any:
 def _load(
     data: bytes, start: int, locate: Callable[[str, DType, int, str], Storage], limits: Limits
 ) -> tuple[Any, int]:
-    return _pickle.loads(
-        data, start=start, builders=builders(limits), persistent=persistent_loader(locate), limits=limits
-    )
+    return _pickle.loads(data, start=start, builders=builders(limits), persistent=Storages(locate), limits=limits)
 
 
 class _BadStorage(BadRecord):

@@ -95,9 +95,12 @@ def _spec(spec: TensorSpec | None) -> str:
 def _remark(row: Row, members: int) -> str:
     if row.mend is None:
         return _buffer(row)
-    if row.mend.rule is None:
+    if not row.mend.operation:
         return row.mend.text
-    return f"{row.mend.text}: {shown(row.mend.rule)}" if members == 1 else f"{row.mend.text} (a rule for each: --json)"
+    if members > 1:
+        return f"{row.mend.text} (a rule for each: --json)"
+    rule = row.mend.rule
+    return row.mend.text if rule is None else f"{row.mend.text}: {shown(rule)}"
 
 
 def _buffer(row: Row) -> str:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import asdict
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from ckptsurgeon import formats
 from ckptsurgeon.checkpoint import Checkpoint
 from ckptsurgeon.formats import Document
 from ckptsurgeon.report._text import columns, plural, shown, size
-from ckptsurgeon.tensor import Quantizer, TensorRef
+from ckptsurgeon.sources import Absent
+from ckptsurgeon.tensor import Quantizer, TensorRef, TensorSpec
 
 if TYPE_CHECKING:
     from ckptsurgeon.stats import Stats
@@ -36,12 +38,12 @@ def figures(ckpt: Checkpoint, keys: list[str]) -> dict[str, Stats]:
 
 def text(ckpt: Checkpoint, keys: list[str], more: int, stats: Mapping[str, Stats] | None) -> str:
     """A row for each key, then what the file is as a whole."""
-    head = ["key", "dtype", "shape", "bytes"]
-    rows = [[*head, *(["min", "max", "mean", "std", "nan", "inf"] if stats is not None else []), ""]]
+    head = ("key", "dtype", "shape", "bytes")
+    rows = [(*head, *(("min", "max", "mean", "std", "nan", "inf") if stats is not None else ()), "")]
     for key in keys:
         ref = ckpt[key]
-        row = [shown(key) or "''", ref.dtype.name, str(list(ref.shape)), f"{ref.nbytes:,}"]
-        rows.append([*row, *(_figures(stats[key]) if stats is not None else []), shown(remark(ref))])
+        figures = _figures(stats[key]) if stats is not None else ()
+        rows.append((shown(key) or "''", *_spec(ref.spec), *figures, shown(remark(ref))))
     lines = columns(rows, right=frozenset(range(3, len(rows[0]) - 1))) if keys else []
     if not keys and ckpt and not more:
         lines.append("no key matches")
@@ -50,8 +52,15 @@ def text(ckpt: Checkpoint, keys: list[str], more: int, stats: Mapping[str, Stats
     return "\n".join([*lines, *([""] if lines else []), *_summary(ckpt)])
 
 
+@lru_cache(maxsize=1024)
+def _spec(spec: TensorSpec) -> tuple[str, str, str]:
+    return spec.dtype.name, str(list(spec.shape)), f"{spec.nbytes:,}"
+
+
 def remark(ref: TensorRef) -> str:
     """What else there is to say of a tensor: what it is to its model, and what kind of tensor."""
+    if ref.quantizer is None and ref.role != "buffer" and not isinstance(ref.source, Absent):
+        return "frozen parameter" if ref.stored is not None and ref.stored.frozen else ""
     words: list[str] = ["buffer"] if ref.role == "buffer" else []
     if ref.stored is not None and ref.stored.frozen:
         words.append("frozen parameter")

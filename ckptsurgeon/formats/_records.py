@@ -1,0 +1,220 @@
+"""The tensors of a state dict as torch pickles them, read a whole record at a time.
+
+A key and its tensor are about thirty opcodes, nearly the same for every tensor.  One compiled
+pattern recognises them all at once: it is made of the opcodes in their order, each of which has
+one form, so that the bytes cannot be understood in a second way.  The first record of each form (type,
+device, size, offset, shape, strides) goes through the builder with all its checks; the others of
+that form differ in their storage alone, which is looked up and held against its size each time.
+Whatever is not exactly such a record, or fails a check, is left to the reader of opcodes, with
+nothing changed.
+
+What a record puts into the memo is kept as the place of the record, and made again in the rare
+case that something asks for it.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+from array import array
+from bisect import bisect_right
+from collections import OrderedDict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+from ckptsurgeon.formats._plain import Builder
+from ckptsurgeon.formats._tensors import Storage, Storages, moved
+from ckptsurgeon.inert import Opaque
+from ckptsurgeon.sources import Extent
+from ckptsurgeon.tensor import TensorRef
+
+REBUILD = "torch._utils._rebuild_tensor_v2"
+_HOOKS = "collections.OrderedDict"
+_PUT, _GET, _INT = rb"(r.{4}|)", rb"(h.|j.{4})", rb"(K.|M..|J.{4})"
+_INTS = rb"(\)|(?:K.|M..|J.{4}){1,3}[\x85-\x87]|\((?:K.|M..|J.{4}){4,8}t)" + _PUT
+_RECORD = re.compile(
+    _PUT + _GET + rb"\(\(" + _GET + _GET  # of the key; the function; the word `storage` and the storage's type
+    + rb"X(.{4})([0-9]{1,20})" + _PUT + _GET + _INT + rb"t" + _PUT + rb"Q"  # its key, device and size
+    + _INT + _INTS + _INTS  # offset, shape and strides
+    + rb"([\x88\x89])" + _GET + rb"\)R" + _PUT + rb"t" + _PUT + rb"R" + _PUT,  # requires_grad, hooks, the tensor
+    re.DOTALL,
+)  # fmt: skip
+"""What stands between the text of a key and the end of its tensor."""
+_PUTS = (1, 7, 10, 13, 15, 18, 19, 20)
+_FORM = (2, 3, 4, 8, 17, 9, 11, 12, 14, 16)
+_STORAGE = (5, 6)
+"""Groups of the pattern: what is put aside; what makes the form; the length and the text of the storage's key."""
+_OTHER_STEPS = 18
+"""Opcodes of a record, its key included, without those that put aside, and without shape and strides."""
+_RUNS = tuple(struct.Struct("<" + "xI" * count) for count in range(len(_PUTS) + 1))
+
+
+class Memo(dict[int, Any]):
+    """What a pickle put aside, by number; what a whole record put there is made when it is asked for."""
+
+    records: Records | None = None
+
+    def __missing__(self, index: int) -> Any:
+        if self.records is None or not self.records.unfold(index):
+            raise KeyError(index)
+        return self[index]
+
+    def next_number(self) -> int:
+        """How many things are put aside: the number of the next one, where numbers are not written."""
+        if self.records is not None:
+            self.records.unfold_all()
+        return len(self)
+
+
+@dataclass(slots=True)
+class _Form:
+    """What records have in common: the persistent id with `storage`, the key of the first one's storage,
+    that storage and tensor, and the steps without those that put aside."""
+
+    pid: tuple[Any, ...]
+    numbers: tuple[int, tuple[int, ...], tuple[int, ...], bool]
+    storage: Storage
+    ref: TensorRef
+    extent: Extent
+    steps: int
+
+
+class Records:
+    """The records of one pickle: of each the first number in the memo, the place, the tensor and the form."""
+
+    def __init__(self, data: bytes, memo: Memo, build: Builder, storages: Storages) -> None:
+        self.data, self.memo, self.build, self.storages = data, memo, build, storages
+        self.firsts, self.places = array("Q"), array("Q")
+        self.tensors: list[TensorRef] = []
+        self.forms: list[_Form] = []
+        self.known, self.top = 0, -1
+        memo.records = self
+
+    def read(self, at: int, stack: list[Any], room: int) -> tuple[int, int]:
+        """Push the keys and tensors of the records that follow each other from byte `at`, where a text begins.
+
+        Gives the byte behind the last one and the steps that they took, which are at most `room`; no
+        steps where there is no record.
+        """
+        data, match, steps = self.data, _RECORD.match, 0
+        self._see_memo()
+        forms: dict[tuple[bytes, ...], _Form | None] = {}  # for this call alone: what they name may be put anew
+        while data[at : at + 1] == b"X":
+            end = at + 5 + int.from_bytes(data[at + 1 : at + 5], "little")
+            found = match(data, end)
+            if found is None:
+                break
+            length, digits = found.group(*_STORAGE)
+            numbers = self._numbers(found)
+            if not numbers or len(digits) != int.from_bytes(length, "little"):
+                break
+            like = found.group(*_FORM)
+            try:
+                key, storage_key = data[at + 5 : end].decode("utf-8", "surrogatepass"), digits.decode()
+                form = forms.get(like)
+                if form is None:
+                    form = forms[like] = self._form(like, storage_key)
+                    ref = form.ref
+                else:
+                    ref = moved(form.ref, form.extent, form.storage, self.storages.like(form.storage, storage_key))
+            except Exception:
+                break  # the reader of opcodes meets the same, and says where
+            cost = form.steps + len(numbers)
+            if steps + cost > room:
+                break
+            stack += key, ref
+            self.firsts.append(numbers[0])
+            self.places.append(at)
+            self.tensors.append(ref)
+            self.forms.append(form)
+            self.top = numbers[-1]
+            steps += cost
+            at = found.end()
+        return at, steps
+
+    def _see_memo(self) -> None:
+        """Learn the highest number in the memo from what came since (a dict keeps the order)."""
+        fresh = len(self.memo) - self.known
+        self.top = max(self.top, *islice(reversed(self.memo), fresh), -1)
+        self.known += fresh
+
+    def _numbers(self, found: re.Match[bytes]) -> tuple[int, ...]:
+        """The numbers that a record gives to what it puts aside; none unless they are new and follow each other."""
+        puts = b"".join(found.group(*_PUTS))
+        count = len(puts) // 5
+        numbers: tuple[int, ...] = _RUNS[count].unpack(puts)
+        if not numbers or numbers[0] <= self.top or numbers != tuple(range(numbers[0], numbers[0] + count)):
+            return ()
+        return numbers
+
+    def _form(self, like: tuple[bytes, ...], storage_key: str) -> _Form:
+        """The form of a record from its first one; ValueError (or what the builder raises) where the
+        reader of opcodes must look at it."""
+        function, word, kind, device, hooks = [self.memo[_int(get)] for get in like[:5]]
+        for known, name in ((function, REBUILD), (hooks, _HOOKS)):
+            if not isinstance(known, Opaque) or known.args is not None or known.name != name:
+                raise ValueError(name)
+        size, offset = map(_int, like[5:7])
+        (shape, steps), (strides, more) = map(_numbers_of, like[7:9])
+        pid = (word, kind, storage_key, device, size)
+        numbers = (offset, shape, strides, like[9] == b"\x88")
+        storage = self.storages(pid)
+        ref = self.build((storage, *numbers, OrderedDict()))
+        if not isinstance(ref, TensorRef) or not isinstance(ref.source, Extent) or not isinstance(storage, Storage):
+            raise ValueError(storage_key)
+        return _Form(pid, numbers, storage, ref, ref.source, _OTHER_STEPS + steps + more)
+
+    def unfold(self, index: int) -> bool:
+        """Put into the memo what the record did that has this number in it; False where none has."""
+        place = bisect_right(self.firsts, index) - 1
+        if place < 0:
+            return False
+        at, form = self.places[place], self.forms[place]
+        end = at + 5 + int.from_bytes(self.data[at + 1 : at + 5], "little")
+        found = _RECORD.match(self.data, end)
+        assert found is not None
+        key, storage_key = self.data[at + 5 : end].decode("utf-8", "surrogatepass"), found[6].decode()
+        pid, hooks = (*form.pid[:2], storage_key, *form.pid[3:]), OrderedDict[Any, Any]()
+        args = (self.storages(pid), *form.numbers, hooks)
+        values = (key, storage_key, pid, args[2], args[3], hooks, args, self.tensors[place])
+        for put, value in zip(found.group(*_PUTS), values, strict=True):
+            if put:
+                self.memo.setdefault(_int(put), value)
+        return index in self.memo
+
+    def unfold_all(self) -> None:
+        """Put everything into the memo that records did."""
+        for first in self.firsts:
+            self.unfold(first)
+
+
+def _int(raw: bytes) -> int:
+    """The number of a BININT1, BININT2 or BININT opcode, or that of a place in the memo."""
+    return int.from_bytes(raw[1:], "little", signed=raw[0] == _BININT)
+
+
+_BININT = ord("J")
+_WIDTHS = {ord("K"): 2, ord("M"): 3, _BININT: 5}
+
+
+def _numbers_of(raw: bytes) -> tuple[tuple[int, ...], int]:
+    """The tuple that some opcodes make, and their count; ValueError where more is put on the stack."""
+    if raw == b")":
+        return (), 1
+    if raw[-1:] == b"t":
+        numbers = tuple(_ints(raw[1:-1]))
+        return numbers, len(numbers) + 2
+    numbers = tuple(_ints(raw[:-1]))
+    if raw[-1] - 0x84 != len(numbers):
+        raise ValueError(raw)
+    return numbers, len(numbers) + 1
+
+
+def _ints(raw: bytes) -> Iterator[int]:
+    at = 0
+    while at < len(raw):
+        width = _WIDTHS[raw[at]]
+        yield _int(raw[at : at + width])
+        at += width
