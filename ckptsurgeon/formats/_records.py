@@ -19,7 +19,6 @@ import struct
 from array import array
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -32,22 +31,24 @@ from ckptsurgeon.tensor import TensorRef
 
 REBUILD = "torch._utils._rebuild_tensor_v2"
 _HOOKS = "collections.OrderedDict"
-_PUT, _GET, _INT = rb"(r.{4}|)", rb"(h.|j.{4})", rb"(K.|M..|J.{4})"
-_INTS = rb"(\)|(?:K.|M..|J.{4}){1,3}[\x85-\x87]|\((?:K.|M..|J.{4}){4,8}t)" + _PUT
+_PUT, _GET, _INT = rb"(r.{4}|)", rb"(?:h.|j.{4})", rb"(?:K.|M..|J.{4})"
+_INTS = rb"\)|" + _INT + rb"{1,3}[\x85-\x87]|\(" + _INT + rb"{4,8}t"
 _RECORD = re.compile(
-    _PUT + _GET + rb"\(\(" + _GET + _GET  # of the key; the function; the word `storage` and the storage's type
-    + rb"X(.{4})([0-9]{1,20})" + _PUT + _GET + _INT + rb"t" + _PUT + rb"Q"  # its key, device and size
-    + _INT + _INTS + _INTS  # offset, shape and strides
-    + rb"([\x88\x89])" + _GET + rb"\)R" + _PUT + rb"t" + _PUT + rb"R" + _PUT,  # requires_grad, hooks, the tensor
+    _PUT + rb"(" + _GET + rb"\(\(" + _GET * 2 + rb")X(.{4})([0-9]{1,20})"  # the key's; function, type, storage
+    + _PUT + rb"(" + _GET + _INT + rb"N?t)" + _PUT + rb"Q"  # device and size
+    + rb"(" + _INT + rb"(?:" + _INTS + rb"))" + _PUT + rb"(" + _INTS + rb")" + _PUT  # offset and shape; strides
+    + rb"([\x88\x89]" + _GET + rb"\)R)" + _PUT + rb"t" + _PUT + rb"R" + _PUT,  # requires_grad and hooks; the tensor
     re.DOTALL,
 )  # fmt: skip
 """What stands between the text of a key and the end of its tensor."""
-_PUTS = (1, 7, 10, 13, 15, 18, 19, 20)
-_FORM = (2, 3, 4, 8, 17, 9, 11, 12, 14, 16)
-_STORAGE = (5, 6)
+_PUTS = (1, 5, 7, 9, 11, 13, 14, 15)
+_FORM = (2, 6, 8, 10, 12)
+_STORAGE_KEY = (3, 4)
 """Groups of the pattern: what is put aside; what makes the form; the length and the text of the storage's key."""
-_OTHER_STEPS = 18
-"""Opcodes of a record, its key included, without those that put aside, and without shape and strides."""
+_ARGUMENT = re.compile(rb"[hK].|M..|[jJ].{4}|[^hKMjJ]", re.DOTALL)
+"""One opcode of a form."""
+_OTHER_STEPS = 5
+"""Opcodes of a record, its key included, that are neither of its form nor put anything aside."""
 _RUNS = tuple(struct.Struct("<" + "xI" * count) for count in range(len(_PUTS) + 1))
 
 
@@ -106,7 +107,7 @@ class Records:
             found = match(data, end)
             if found is None:
                 break
-            length, digits = found.group(*_STORAGE)
+            length, digits = found.group(*_STORAGE_KEY)
             numbers = self._numbers(found)
             if not numbers or len(digits) != int.from_bytes(length, "little"):
                 break
@@ -118,7 +119,7 @@ class Records:
                     form = forms[like] = self._form(like, storage_key)
                     ref = form.ref
                 else:
-                    ref = moved(form.ref, form.extent, form.storage, self.storages.like(form.storage, storage_key))
+                    ref = moved(form.ref, form.extent, form.storage, self._storage(form, storage_key))
             except Exception:
                 break  # the reader of opcodes meets the same, and says where
             cost = form.steps + len(numbers)
@@ -133,6 +134,10 @@ class Records:
             steps += cost
             at = found.end()
         return at, steps
+
+    def _storage(self, form: _Form, key: str) -> Storage:
+        """The storage of a record, which must be as that of the first one of its form."""
+        return self.storages.locate(key, form.storage.dtype, form.pid[4], form.storage.device)
 
     def _see_memo(self) -> None:
         """Learn the highest number in the memo from what came since (a dict keeps the order)."""
@@ -152,19 +157,20 @@ class Records:
     def _form(self, like: tuple[bytes, ...], storage_key: str) -> _Form:
         """The form of a record from its first one; ValueError (or what the builder raises) where the
         reader of opcodes must look at it."""
-        function, word, kind, device, hooks = [self.memo[_int(get)] for get in like[:5]]
+        named, sized, shaped, strided, ended = (_ARGUMENT.findall(part) for part in like)
+        gets = (named[0], named[3], named[4], sized[0], ended[1])
+        function, word, kind, device, hooks = [self.memo[_int(get)] for get in gets]
         for known, name in ((function, REBUILD), (hooks, _HOOKS)):
             if not isinstance(known, Opaque) or known.args is not None or known.name != name:
                 raise ValueError(name)
-        size, offset = map(_int, like[5:7])
-        (shape, steps), (strides, more) = map(_numbers_of, like[7:9])
-        pid = (word, kind, storage_key, device, size)
-        numbers = (offset, shape, strides, like[9] == b"\x88")
+        pid = (word, kind, storage_key, device, _int(sized[1]), *(None for _ in sized[2:-1]))
+        numbers = (_int(shaped[0]), _tuple(shaped[1:]), _tuple(strided), ended[0] == b"\x88")
         storage = self.storages(pid)
         ref = self.build((storage, *numbers, OrderedDict()))
         if not isinstance(ref, TensorRef) or not isinstance(ref.source, Extent) or not isinstance(storage, Storage):
             raise ValueError(storage_key)
-        return _Form(pid, numbers, storage, ref, ref.source, _OTHER_STEPS + steps + more)
+        steps = sum(map(len, (named, sized, shaped, strided, ended)))
+        return _Form(pid, numbers, storage, ref, ref.source, _OTHER_STEPS + steps)
 
     def unfold(self, index: int) -> bool:
         """Put into the memo what the record did that has this number in it; False where none has."""
@@ -192,29 +198,13 @@ class Records:
 
 def _int(raw: bytes) -> int:
     """The number of a BININT1, BININT2 or BININT opcode, or that of a place in the memo."""
-    return int.from_bytes(raw[1:], "little", signed=raw[0] == _BININT)
+    return int.from_bytes(raw[1:], "little", signed=raw[:1] == b"J")
 
 
-_BININT = ord("J")
-_WIDTHS = {ord("K"): 2, ord("M"): 3, _BININT: 5}
-
-
-def _numbers_of(raw: bytes) -> tuple[tuple[int, ...], int]:
-    """The tuple that some opcodes make, and their count; ValueError where more is put on the stack."""
-    if raw == b")":
-        return (), 1
-    if raw[-1:] == b"t":
-        numbers = tuple(_ints(raw[1:-1]))
-        return numbers, len(numbers) + 2
-    numbers = tuple(_ints(raw[:-1]))
-    if raw[-1] - 0x84 != len(numbers):
-        raise ValueError(raw)
-    return numbers, len(numbers) + 1
-
-
-def _ints(raw: bytes) -> Iterator[int]:
-    at = 0
-    while at < len(raw):
-        width = _WIDTHS[raw[at]]
-        yield _int(raw[at : at + width])
-        at += width
+def _tuple(opcodes: list[bytes]) -> tuple[int, ...]:
+    """The tuple that some opcodes make; ValueError where more is put on the stack."""
+    numbers = tuple(_int(opcode) for opcode in opcodes if len(opcode) > 1)
+    last = opcodes[-1]
+    if last not in b")t" and last[0] - 0x84 != len(numbers):
+        raise ValueError(opcodes)
+    return numbers

@@ -187,11 +187,6 @@ class Storages:
         )
         return storage if len(pid) == 5 or pid[5] is None else _part(storage, pid[5])
 
-    def like(self, storage: Storage, key: str) -> Storage:
-        """The storage of this key, which must be as another one: of its type, size and device."""
-        dtype = storage.dtype
-        return self.locate(key, dtype, storage.nbytes // dtype.itemsize, storage.device)
-
 
 def _part(storage: Storage, metadata: Any) -> Storage:
     """A storage that is a view of another (files before torch 0.4)."""

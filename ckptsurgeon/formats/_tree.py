@@ -42,6 +42,7 @@ _MINOR = 0.05
 BARE = "tensor"
 """The key of a tensor that is the whole object of its file."""
 _FORM = frozenset(("_parameters", "_buffers", "_modules"))
+_CONTAINERS = (dict, list, tuple, Opaque)
 _BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
 
 
@@ -184,7 +185,7 @@ def _walk(root: Any) -> Iterator[tuple[tuple[Step, ...], Any]]:
 
 
 def is_container(value: Any) -> bool:
-    return isinstance(value, dict | list | tuple | Opaque)
+    return isinstance(value, _CONTAINERS)
 
 
 def _mapping(value: Any, kind: _Kind) -> dict[Any, Any] | None:

@@ -52,7 +52,7 @@ def read(probe: Probe) -> Document:
                 raise LimitError(
                     f"its pickle is over the limit of {limits.pickle_bytes} bytes", path=file.path
                 ) from None
-            window = min(window * 4, file.size, limits.pickle_bytes)
+            window = min(window * 16, file.size, limits.pickle_bytes)
         except (BadPickle, BadRecord) as error:
             raise InputError(f"damaged: {error}", path=file.path, key=getattr(error, "key", None)) from None
 
@@ -67,10 +67,10 @@ def _parse(file: File, descriptor: int, data: bytes, limits: Limits) -> Any:
     sizes: dict[str, tuple[int, DType]] = {}
 
     def note(key: str, dtype: DType, elements: int, device: str) -> Storage:
-        known = sizes.setdefault(key, (elements, dtype))
-        if known[0] * known[1].itemsize != elements * dtype.itemsize:
-            raise BadRecord(f"the storage {key!r} has {known[0]} elements in one place and {elements} in another")
         nbytes = elements * dtype.itemsize
+        known = sizes.setdefault(key, (elements, dtype))
+        if known[0] * known[1].itemsize != nbytes:
+            raise BadRecord(f"the storage {key!r} has {known[0]} elements in one place and {elements} in another")
         return Storage(file, 0, nbytes, dtype, device, record=Record(key, 0, nbytes))
 
     tree, at = _load(data, start, note, limits)

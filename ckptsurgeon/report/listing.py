@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ckptsurgeon import formats
 from ckptsurgeon.checkpoint import Checkpoint
 from ckptsurgeon.formats import Document
-from ckptsurgeon.report._text import columns, plural, shown, size
+from ckptsurgeon.report._text import aligned, columns, plural, shown, size
 from ckptsurgeon.sources import Absent
 from ckptsurgeon.tensor import Quantizer, TensorRef, TensorSpec
 
@@ -38,18 +38,26 @@ def figures(ckpt: Checkpoint, keys: list[str]) -> dict[str, Stats]:
 
 def text(ckpt: Checkpoint, keys: list[str], more: int, stats: Mapping[str, Stats] | None) -> str:
     """A row for each key, then what the file is as a whole."""
+    return "\n".join(lines(ckpt, keys, more, stats))
+
+
+def lines(ckpt: Checkpoint, keys: list[str], more: int, stats: Mapping[str, Stats] | None) -> Iterator[str]:
+    """The same, line by line."""
     head = ("key", "dtype", "shape", "bytes")
     rows = [(*head, *(("min", "max", "mean", "std", "nan", "inf") if stats is not None else ()), "")]
     for key in keys:
         ref = ckpt[key]
         figures = _figures(stats[key]) if stats is not None else ()
         rows.append((shown(key) or "''", *_spec(ref.spec), *figures, shown(remark(ref))))
-    lines = columns(rows, right=frozenset(range(3, len(rows[0]) - 1))) if keys else []
-    if not keys and ckpt and not more:
-        lines.append("no key matches")
+    if keys:
+        yield from aligned(rows, right=frozenset(range(3, len(rows[0]) - 1)))
+    elif ckpt and not more:
+        yield "no key matches"
     if more:
-        lines.append(f"… and {plural(more, 'more key')} (--limit)")
-    return "\n".join([*lines, *([""] if lines else []), *_summary(ckpt)])
+        yield f"… and {plural(more, 'more key')} (--limit)"
+    if ckpt:
+        yield ""
+    yield from _summary(ckpt)
 
 
 @lru_cache(maxsize=1024)

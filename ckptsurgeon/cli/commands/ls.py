@@ -67,4 +67,4 @@ def ls(
         keys, more = listing.selected(ckpt, pattern, limit)
         with busy("reading the values", stats and sink.shows_progress):
             figures = listing.figures(ckpt, keys) if stats else None
-        sink.result(lambda: listing.text(ckpt, keys, more, figures), lambda: listing.data(ckpt, keys, more, figures))
+        sink.result(lambda: listing.lines(ckpt, keys, more, figures), lambda: listing.data(ckpt, keys, more, figures))
