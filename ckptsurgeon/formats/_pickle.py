@@ -62,6 +62,8 @@ def loads(
         raise BadPickle(f"memo {error} was never set, near byte {machine.at}") from None
     except (ValueError, TypeError, OverflowError, AttributeError, UnicodeError) as error:
         raise BadPickle(f"{error}, near byte {machine.at}") from None
+    finally:
+        machine.memo.records = None  # which know each other, and would stay until the next collection
 
 
 class _Machine:

@@ -71,14 +71,17 @@ class Memo(dict[int, Any]):
 
 @dataclass(slots=True)
 class _Form:
-    """What records have in common: the persistent id with `storage`, the key of the first one's storage,
-    that storage and tensor, and the steps without those that put aside."""
+    """What records have in common: the persistent id but for the key, the elements of the storage, what the
+    tensor is made from, and the steps without those that put aside; and of the first of them the storage, the
+    tensor and its extent, which begins `shift` bytes behind the storage."""
 
     pid: tuple[Any, ...]
+    elements: int
     numbers: tuple[int, tuple[int, ...], tuple[int, ...], bool]
     storage: Storage
     ref: TensorRef
     extent: Extent
+    shift: int
     steps: int
 
 
@@ -99,7 +102,7 @@ class Records:
         Gives the byte behind the last one and the steps that they took, which are at most `room`; no
         steps where there is no record.
         """
-        data, match, steps = self.data, _RECORD.match, 0
+        data, match, locate, steps = self.data, _RECORD.match, self.storages.locate, 0
         self._see_memo()
         forms: dict[tuple[bytes, ...], _Form | None] = {}  # for this call alone: what they name may be put anew
         while data[at : at + 1] == b"X":
@@ -119,7 +122,9 @@ class Records:
                     form = forms[like] = self._form(like, storage_key)
                     ref = form.ref
                 else:
-                    ref = moved(form.ref, form.extent, form.storage, self._storage(form, storage_key))
+                    like_first = form.storage
+                    storage = locate(storage_key, like_first.dtype, form.elements, like_first.device)
+                    ref = moved(form.ref, form.extent, form.shift, storage)
             except Exception:
                 break  # the reader of opcodes meets the same, and says where
             cost = form.steps + len(numbers)
@@ -134,10 +139,6 @@ class Records:
             steps += cost
             at = found.end()
         return at, steps
-
-    def _storage(self, form: _Form, key: str) -> Storage:
-        """The storage of a record, which must be as that of the first one of its form."""
-        return self.storages.locate(key, form.storage.dtype, form.pid[4], form.storage.device)
 
     def _see_memo(self) -> None:
         """Learn the highest number in the memo from what came since (a dict keeps the order)."""
@@ -163,14 +164,16 @@ class Records:
         for known, name in ((function, REBUILD), (hooks, _HOOKS)):
             if not isinstance(known, Opaque) or known.args is not None or known.name != name:
                 raise ValueError(name)
-        pid = (word, kind, storage_key, device, _int(sized[1]), *(None for _ in sized[2:-1]))
+        elements = _int(sized[1])
+        pid = (word, kind, storage_key, device, elements, *(None for _ in sized[2:-1]))
         numbers = (_int(shaped[0]), _tuple(shaped[1:]), _tuple(strided), ended[0] == b"\x88")
         storage = self.storages(pid)
         ref = self.build((storage, *numbers, OrderedDict()))
         if not isinstance(ref, TensorRef) or not isinstance(ref.source, Extent) or not isinstance(storage, Storage):
             raise ValueError(storage_key)
         steps = sum(map(len, (named, sized, shaped, strided, ended)))
-        return _Form(pid, numbers, storage, ref, ref.source, _OTHER_STEPS + steps)
+        shift = ref.source.offset - storage.offset
+        return _Form(pid, elements, numbers, storage, ref, ref.source, shift, _OTHER_STEPS + steps)
 
     def unfold(self, index: int) -> bool:
         """Put into the memo what the record did that has this number in it; False where none has."""

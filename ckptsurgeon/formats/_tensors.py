@@ -140,9 +140,10 @@ def _stored(device: str, nbytes: int) -> Stored:
     return Stored(device, nbytes)
 
 
-def moved(ref: TensorRef, extent: Extent, storage: Storage, to: Storage) -> TensorRef:
-    """The view `ref`, whose source is `extent`, of another storage of the same type, size and device."""
-    place = extent.offset - storage.offset + to.offset
+def moved(ref: TensorRef, extent: Extent, shift: int, to: Storage) -> TensorRef:
+    """The view `ref`, whose source `extent` begins `shift` bytes behind its storage, of another storage of
+    the same type, size and device."""
+    place = to.offset + shift if shift else to.offset
     source = Extent(to.file, place, extent.nbytes, extent.strides, to.byteorder, to.codec, to.record)
     return TensorRef(ref.spec, source, ref.stored)
 

@@ -23,6 +23,7 @@ _LOCATOR = struct.Struct("<4sLQL")
 _EOCD64 = struct.Struct("<4sQ2H2L4Q")
 _CENTRAL = struct.Struct("<4s6H3L5H2L")
 _LOCAL = struct.Struct("<4s5H3L2H")
+_CENTRAL_SIZE, _LOCAL_SIZE = _CENTRAL.size, _LOCAL.size
 _U16, _U32 = 0xFFFF, 0xFFFFFFFF
 _NEAR, _WINDOW = 1 << 10, 1 << 16
 
@@ -173,10 +174,11 @@ def _entry(directory: bytes, at: int, headers: _Headers, end: int) -> tuple[int,
     stop = at + _CENTRAL.size + n + m + k
     if signature != b"PK\1\2" or stop > len(directory) or disk:
         raise BadZip("the directory is damaged")
-    raw = directory[at + _CENTRAL.size : at + _CENTRAL.size + n]
+    start = at + _CENTRAL_SIZE
+    raw = directory[start : start + n]
     name = _name(raw)
     if _U32 in (size, packed, header):
-        extra = directory[at + _CENTRAL.size + n : at + _CENTRAL.size + n + m]
+        extra = directory[start + n : start + n + m]
         size, packed, header = _wide(extra, name, size, packed, header)
     if flags & 0x2041:
         raise BadZip(f"{name!r} is encrypted or patched")
@@ -216,8 +218,8 @@ def _wide(extra: bytes, name: str, size: int, packed: int, header: int) -> tuple
 
 
 def _data_offset(headers: _Headers, header: int, raw: bytes, method: int) -> int:
-    local = headers.read(_LOCAL.size + len(raw), header)
+    local = headers.read(_LOCAL_SIZE + len(raw), header)
     signature, _, _, packing, _, _, _, _, _, n, m = _LOCAL.unpack_from(local)
-    if signature != b"PK\3\4" or n != len(raw) or local[_LOCAL.size :] != raw or packing != method:
+    if signature != b"PK\3\4" or n != len(raw) or local[_LOCAL_SIZE:] != raw or packing != method:
         raise BadZip(f"{_name(raw)!r} is described differently by the directory and in its place")
-    return header + _LOCAL.size + int(n) + int(m)
+    return header + _LOCAL_SIZE + int(n) + int(m)

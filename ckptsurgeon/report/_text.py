@@ -6,7 +6,7 @@ import alone would cost a third of the time that a look takes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
 
@@ -55,17 +55,12 @@ def percent(part: float) -> str:
 
 def columns(rows: Sequence[Sequence[str]], right: frozenset[int] = frozenset()) -> list[str]:
     """Rows as lines with aligned columns; the last column is not padded."""
-    return list(aligned(rows, right))
-
-
-def aligned(rows: Sequence[Sequence[str]], right: frozenset[int] = frozenset()) -> Iterator[str]:
-    """The same, line by line."""
     if not rows:
-        return
+        return []
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     last = len(widths) - 1
     forms = (
         f"{{:>{width}}}" if i in right else "{}" if i == last else f"{{:<{width}}}" for i, width in enumerate(widths)
     )
     line = "  ".join(forms).format
-    yield from (line(*row).rstrip() for row in rows)
+    return [line(*row).rstrip() for row in rows]

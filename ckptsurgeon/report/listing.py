@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ckptsurgeon import formats
 from ckptsurgeon.checkpoint import Checkpoint
 from ckptsurgeon.formats import Document
-from ckptsurgeon.report._text import aligned, columns, plural, shown, size
+from ckptsurgeon.report._text import columns, plural, shown, size
 from ckptsurgeon.sources import Absent
 from ckptsurgeon.tensor import Quantizer, TensorRef, TensorSpec
 
@@ -43,14 +43,8 @@ def text(ckpt: Checkpoint, keys: list[str], more: int, stats: Mapping[str, Stats
 
 def lines(ckpt: Checkpoint, keys: list[str], more: int, stats: Mapping[str, Stats] | None) -> Iterator[str]:
     """The same, line by line."""
-    head = ("key", "dtype", "shape", "bytes")
-    rows = [(*head, *(("min", "max", "mean", "std", "nan", "inf") if stats is not None else ()), "")]
-    for key in keys:
-        ref = ckpt[key]
-        figures = _figures(stats[key]) if stats is not None else ()
-        rows.append((shown(key) or "''", *_spec(ref.spec), *figures, shown(remark(ref))))
     if keys:
-        yield from aligned(rows, right=frozenset(range(3, len(rows[0]) - 1)))
+        yield from _rows(ckpt, keys, stats)
     elif ckpt and not more:
         yield "no key matches"
     if more:
@@ -58,6 +52,22 @@ def lines(ckpt: Checkpoint, keys: list[str], more: int, stats: Mapping[str, Stat
     if ckpt:
         yield ""
     yield from _summary(ckpt)
+
+
+def _rows(ckpt: Checkpoint, keys: list[str], stats: Mapping[str, Stats] | None) -> Iterator[str]:
+    """Most tensors are alike but for their names: what follows the name is laid out once for all that are."""
+    head = ("dtype", "shape", "bytes", *(("min", "max", "mean", "std", "nan", "inf") if stats is not None else ()), "")
+    rest: dict[tuple[str, ...], int] = {head: 0}
+    numbers = []
+    for key in keys:
+        ref = ckpt[key]
+        cells = (*_spec(ref.spec), *(_figures(stats[key]) if stats is not None else ()), shown(remark(ref)))
+        numbers.append(rest.setdefault(cells, len(rest)))
+    tails = columns(list(rest), right=frozenset(range(2, len(head) - 1)))
+    names = [shown(key) or "''" for key in keys]
+    width = max(len("key"), max(map(len, names)))
+    for name, number in zip(("key", *names), (0, *numbers), strict=True):
+        yield f"{name:{width}}  {tails[number]}"
 
 
 @lru_cache(maxsize=1024)
