@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, OrderedDict
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol
@@ -42,6 +42,17 @@ class Origin:
 
 def _empty() -> Mapping[str, Any]:
     return MappingProxyType({})
+
+
+def _in_order(refs: Iterable[TensorRef]) -> bool:
+    """Whether each tensor begins behind the one before it in its file, so that no two share their bytes."""
+    ends: dict[str, int] = {}
+    for ref in refs:
+        source = ref.source
+        if not isinstance(source, Extent) or source.offset < ends.get(source.file.path, 0):
+            return False
+        ends[source.file.path] = source.offset + source.nbytes
+    return True
 
 
 def _place(ref: TensorRef) -> int:
@@ -89,9 +100,9 @@ class Checkpoint(Mapping[str, TensorRef]):
 
     def tied(self) -> tuple[tuple[str, ...], ...]:
         """The groups of keys that share one storage, in order."""
-        places = Counter(map(_place, self.tensors.values()))
-        if len(places) == len(self.tensors):
+        if _in_order(self.tensors.values()):
             return ()
+        places = Counter(map(_place, self.tensors.values()))
         groups: dict[Hashable, list[str]] = {}
         for key, ref in self.tensors.items():
             if places[_place(ref)] > 1 and (tie := ref.tie) is not None:

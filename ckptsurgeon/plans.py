@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
@@ -54,45 +54,51 @@ STRICT = Policies()
 Names = tuple[str, ...]
 
 
-class Edges(Sequence[tuple[Names, Names]]):
+Edge = tuple[Names, Names]
+
+
+class Edges(Sequence[Edge]):
     """Pairs of the names that were taken and the names that were made of them.
 
-    They are kept flat, since nearly all are of one name each: the tuples of fifty rules over a
-    hundred thousand keys would take a gigabyte.
+    A plan keeps only how many there are, and the first: the names of fifty rules over a hundred
+    thousand keys would take half a gigabyte, and few ask for them.  `again` makes them when one does.
     """
 
-    __slots__ = ("_made", "_taken")
+    def __init__(self, edges: Iterable[Edge], again: Callable[[], Sequence[Edge]] | None = None) -> None:
+        self._again = again
+        self._edges: Sequence[Edge] | None = tuple(edges) if again is None else None
+        if again is None:
+            assert self._edges is not None
+            self.first, self._count = next(iter(self._edges), None), len(self._edges)
+        else:
+            left = iter(edges)
+            self.first = next(left, None)
+            self._count = (self.first is not None) + sum(1 for _ in left)
 
-    def __init__(self, edges: Iterable[tuple[Names, Names]] = ()) -> None:
-        self._taken: list[str | Names] = []
-        self._made: list[str | Names] = []
-        for taken, made in edges:
-            self._taken.append(taken[0] if len(taken) == 1 else taken)
-            self._made.append(made[0] if len(made) == 1 else made)
+    @property
+    def _all(self) -> Sequence[Edge]:
+        if self._edges is None:
+            assert self._again is not None
+            self._edges = self._again()
+        return self._edges
 
     def __len__(self) -> int:
-        return len(self._taken)
+        return self._count
 
-    def __iter__(self) -> Iterator[tuple[Names, Names]]:
-        return zip(map(_names, self._taken), map(_names, self._made), strict=True)
+    def __iter__(self) -> Iterator[Edge]:
+        return iter(self._all)
 
     def __getitem__(self, index: Any) -> Any:
-        if isinstance(index, slice):
-            return list(self)[index]
-        return _names(self._taken[index]), _names(self._made[index])
+        return self._all[index]
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Sequence) and list(self) == list(other)
+        return isinstance(other, Sequence) and tuple(self) == tuple(other)
 
     def __hash__(self) -> int:
-        return hash((*self,))
+        return hash(tuple(self))
 
     def __repr__(self) -> str:
         return f"Edges({list(self)})"
-
-
-def _names(one: str | Names) -> Names:
-    return (one,) if isinstance(one, str) else one
 
 
 @dataclass(frozen=True)
@@ -100,7 +106,7 @@ class Step:
     """What one rule or policy did: the names it took and the names it made from them."""
 
     rule: str
-    edges: Sequence[tuple[Names, Names]]
+    edges: Edges
     by: Literal["rule", "fit", "policy"] = "rule"
     note: str = ""
 

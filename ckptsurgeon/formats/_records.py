@@ -184,7 +184,7 @@ class Records:
         end = at + 5 + int.from_bytes(self.data[at + 1 : at + 5], "little")
         found = _RECORD.match(self.data, end)
         assert found is not None
-        key, storage_key = self.data[at + 5 : end].decode("utf-8", "surrogatepass"), found[6].decode()
+        key, storage_key = self.data[at + 5 : end].decode("utf-8", "surrogatepass"), found[_STORAGE_KEY[1]].decode()
         pid, hooks = (*form.pid[:2], storage_key, *form.pid[3:]), OrderedDict[Any, Any]()
         args = (self.storages(pid), *form.numbers, hooks)
         values = (key, storage_key, pid, args[2], args[3], hooks, args, self.tensors[place])

@@ -80,6 +80,7 @@ def _parse(file: File, descriptor: int, data: bytes, limits: Limits) -> Any:
     except _BadStorage as error:
         error.key = _user(tree, error.storage)
         raise
+    del tree, keys  # a second tree is to come
 
     def place(key: str, dtype: DType, elements: int, device: str) -> Storage:
         if key not in offsets:
