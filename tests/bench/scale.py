@@ -19,7 +19,7 @@ from pathlib import Path
 
 from look import measured
 
-MAKE = '''
+MAKE = """
 import json, os, sys, torch
 from safetensors.torch import save_file
 
@@ -62,7 +62,7 @@ for count in (100_000, 200_000):
 write("wrapped.pth", lambda path: torch.save({"state_dict": state(100_000, "module."), "epoch": 3}, path))
 write("wider.pth", lambda path: torch.save(state(100_000, wider=1), path))
 write("shards", lambda path: shards(path, 1000, 10))
-'''
+"""
 TOOL = [sys.executable, "-c", "from ckptsurgeon.cli.app import main; main()"]
 RULES = (
     r"^layers\.(\d+)\.blocks\.(\d+)\. => stages.\1.units.\2.",
@@ -83,8 +83,11 @@ MANY_RULES = tuple(rf"^(layers\.\d*{i:02}\.blocks\.)(\d+)\.norm\. => \1\2.norm{i
 
 @dataclass(frozen=True)
 class Case:
-    """A command, and what a script with torch would do instead ("" for none); `peak` is the most MiB that it may
-    take, `ratio` the most of the script's time; `half` names the case of half the keys, of whose time it may take 2.3."""
+    """A command, and what a script with torch would do instead ("" for none).
+
+    `peak` is the most MiB that it may take, `ratio` the most of the script's time; `half` names the case
+    of half the keys, of whose time it may take 2.3.
+    """
 
     command: list[str]
     peer: str = ""
@@ -161,6 +164,8 @@ def report(chosen: dict[str, Case], options: argparse.Namespace) -> None:
     peaks: dict[str, float] = {}
     peer_peaks: dict[str, float] = {}
     names = list(chosen)
+    if not names:
+        return
     for turn in range(options.rounds):
         for name in names[turn % len(names) :] + names[: turn % len(names)]:
             case = chosen[name]
