@@ -224,6 +224,51 @@ def test_numbers_that_are_put_anew_are_what_was_put_last() -> None:
                 assert fast == slow
 
 
+def test_a_number_put_anew_stays_when_its_record_is_made_again() -> None:
+    raw, locate = pickled(state(5))
+    put = b"K\x07r" + struct.pack("<I", max(asked(raw)[1]) - 100) + b"0."
+    fast, slow = both(asked(raw[:-1] + put)[0], locate)
+    assert fast == slow
+
+
+def test_a_number_out_of_turn_is_found() -> None:
+    raw, locate = pickled(state(5))
+    for number in range(400, 430):
+        old, new = (b"r" + struct.pack("<I", value) for value in (number, number + 70_000))
+        fast, slow = both(asked(raw.replace(old, new, 1))[0], locate)
+        assert fast == slow
+
+
+def test_a_tuple_of_fewer_numbers_than_stand_before_it() -> None:
+    raw, locate = pickled({str(i): torch.zeros(3, 4) for i in range(60)})
+    at = raw.rindex(b"K\x03K\x04\x86")
+    fast, slow = both(raw[:at] + b"K\x03K\x04\x85" + raw[at + 5 :], locate)
+    assert fast == slow
+    assert "strides" in fast[1]
+
+
+def test_a_type_that_is_put_anew_between_two_batches_is_seen() -> None:
+    raw, locate = pickled({str(i): torch.zeros(3) for i in range(1200)})
+    at = raw.index(b"u(X") + 1
+    number = raw[raw.index(b"FloatStorage\n") + len(b"FloatStorage\n") :][:2]
+    assert number[:1] == b"q"
+    fast, slow = both(raw[:at] + b"ctorch\nDoubleStorage\n" + number + b"0" + raw[at:], locate)
+    assert fast == slow
+    assert "is not there" in fast[1]
+
+
+def test_no_record_is_read_beyond_the_steps_that_are_allowed() -> None:
+    raw, locate = pickled({str(i): torch.zeros(3) for i in range(900)})
+    found: list[str] = []
+
+    def noted(key: str, *rest: Any) -> Storage:
+        found.append(key)
+        return locate(key, *rest)
+
+    assert outcome(raw, noted, Limits(opcodes=3000))[1] == "more than 3000 steps"
+    assert 90 < len(found) < 110
+
+
 def test_headers_of_small_members_are_read_many_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.save({str(i): torch.zeros(2) for i in range(1000)}, "a.pth")
     calls = 0

@@ -25,7 +25,7 @@ _CENTRAL = struct.Struct("<4s6H3L5H2L")
 _LOCAL = struct.Struct("<4s5H3L2H")
 _CENTRAL_SIZE, _LOCAL_SIZE = _CENTRAL.size, _LOCAL.size
 _U16, _U32 = 0xFFFF, 0xFFFFFFFF
-_NEAR, _WINDOW = 1 << 10, 1 << 16
+_NEAR, _WINDOW = 1 << 10, 1 << 14
 
 
 class BadZip(Exception):
