@@ -244,7 +244,7 @@ def test_a_tuple_of_fewer_numbers_than_stand_before_it() -> None:
     at = raw.rindex(b"K\x03K\x04\x86")
     fast, slow = both(raw[:at] + b"K\x03K\x04\x85" + raw[at + 5 :], locate)
     assert fast == slow
-    assert "strides" in fast[1]
+    assert "shape is no tuple" in fast[1]
 
 
 def test_a_type_that_is_put_anew_between_two_batches_is_seen() -> None:
