@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Hashable, Iterator, Mapping
+from collections import Counter, OrderedDict
+from collections.abc import Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ckptsurgeon.errors import InputError, UsageError
-from ckptsurgeon.sources import Source
+from ckptsurgeon.sources import Apply, Extent, Fill, Source
 from ckptsurgeon.tensor import Role, TensorRef, TensorSpec, printable
 
 if TYPE_CHECKING:
@@ -42,6 +42,25 @@ class Origin:
 
 def _empty() -> Mapping[str, Any]:
     return MappingProxyType({})
+
+
+def _in_order(refs: Iterable[TensorRef]) -> bool:
+    """Whether each tensor begins behind the one before it in its file, so that no two share their bytes."""
+    ends: dict[str, int] = {}
+    for ref in refs:
+        source = ref.source
+        if not isinstance(source, Extent) or source.offset < ends.get(source.file.path, 0):
+            return False
+        ends[source.file.path] = source.offset + source.nbytes
+    return True
+
+
+def _place(ref: TensorRef) -> int:
+    """The same number for tied tensors, and for few others: it saves most keys the comparison of sources."""
+    source = ref.source
+    if isinstance(source, Extent):
+        return hash((source.file.path, source.offset))
+    return hash(source) if isinstance(source, Apply | Fill) else id(ref)
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,10 +100,13 @@ class Checkpoint(Mapping[str, TensorRef]):
 
     def tied(self) -> tuple[tuple[str, ...], ...]:
         """The groups of keys that share one storage, in order."""
+        if _in_order(self.tensors.values()):
+            return ()
+        places = Counter(map(_place, self.tensors.values()))
         groups: dict[Hashable, list[str]] = {}
         for key, ref in self.tensors.items():
-            if ref.tie is not None:
-                groups.setdefault(ref.tie, []).append(key)
+            if places[_place(ref)] > 1 and (tie := ref.tie) is not None:
+                groups.setdefault(tie, []).append(key)
         return tuple(tuple(group) for group in groups.values() if len(group) > 1)
 
     def replace(self, **changes: Any) -> Checkpoint:
@@ -135,7 +157,7 @@ class Checkpoint(Mapping[str, TensorRef]):
         return f"{self.origin.format}{place}"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class TargetEntry:
     """One key of a target: its spec, whether a model trains it (`tensor`: not known), and the
     type of the module that owns it ("" when not known)."""

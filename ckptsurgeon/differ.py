@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
 from itertools import permutations
 from math import isqrt, prod
 from typing import TYPE_CHECKING, Literal
@@ -38,15 +40,32 @@ _HEADS = frozenset(
 _HEAD_MODULES = frozenset(("", "Linear", "Conv1d", "Conv2d", "NonDynamicallyQuantizableLinear"))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Mend:
-    """What would make a mismatch fit: in words, and as a rule where one rule does it."""
+    """What would make a mismatch of `key` fit: in words, and where one operation does it, that with its arguments."""
 
     text: str
-    rule: str | None = None
+    key: str = ""
+    operation: str = ""
+    args: tuple[tuple[str, tuple[int, ...]], ...] = ()
+
+    @property
+    def rule(self) -> str | None:
+        """The operation as a rule for the key; None for a key that no line can hold. Made when it is asked for: a
+        diff may have a hundred thousand of them, and show one."""
+        from ckptsurgeon.errors import RuleError
+        from ckptsurgeon.rules import parse, render
+
+        if not self.operation:
+            return None
+        pattern = re.compile(f"^{re.escape(self.key)}$")
+        try:
+            return parse(render(self.operation, {"pattern": pattern, **dict(self.args)})).text
+        except (RuleError, ValueError):
+            return None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Row:
     """One key of either side. `left` is the checkpoint's spec, `right` the target's.
 
@@ -118,11 +137,15 @@ class Diff:
     def same(self) -> bool:
         """Whether names, shapes and dtypes agree, and the values where they were compared; against
         a model dtypes do not count."""
-        return all(row.status == "matched" for row in self.rows)
+        return self.count("matched") == len(self.rows)
 
     def count(self, status: Status) -> int:
         """The number of keys with a status."""
-        return sum(row.status == status for row in self.rows)
+        return self._counts[status]
+
+    @cached_property
+    def _counts(self) -> Counter[Status]:
+        return Counter(row.status for row in self.rows)
 
 
 def diff(left: Checkpoint, target: Target, *, values: bool = False, progress: Progress | None = None) -> Diff:
@@ -192,22 +215,12 @@ def _suggested(left: Checkpoint, target: Target) -> Suggestion | None:
     return Suggestion(tuple(rule.text for rule in found.rules), found.hits, found.before, found.alternatives)
 
 
-def _rule(operation: str, pattern: re.Pattern[str], **args: tuple[int, ...]) -> str | None:
-    """The rule as a line; None for a key that no line can hold."""
-    from ckptsurgeon.errors import RuleError
-    from ckptsurgeon.rules import parse, render
-
-    try:
-        return parse(render(operation, {"pattern": pattern, **args})).text
-    except (RuleError, ValueError):
-        return None
-
-
 def _rows(left: Checkpoint, target: Target) -> Iterator[Row]:
+    kin = {key: group for group in target.ties for key in group}
     for key, entry in target.entries.items():
         ref = left.tensors.get(key)
         if ref is None:
-            shared = next((name for group in target.ties if key in group for name in group if name in left), None)
+            shared = next((name for name in kin.get(key, ()) if name in left), None)
             mend = Mend(f"shared with {shared}, which is there; --missing init ties it") if shared else None
             yield Row(key, "missing", None, entry.spec, entry.role, entry.module, mend)
         else:
@@ -228,13 +241,12 @@ def _status(left: TensorSpec, right: TensorSpec, is_model: bool) -> Status:
 def mend_of(key: str, left: TensorSpec, entry: TargetEntry) -> Mend:
     """What would make `left` fit, as far as a header can tell."""
     have, want = left.shape, entry.spec.shape
-    pattern = re.compile(f"^{re.escape(key)}$")
     if only_ones_differ(have, want):
-        return _ones(pattern, have, want)
+        return _ones(key, have, want)
     if sorted(have) == sorted(want):
-        return _turned(pattern, have, want)
+        return _turned(key, have, want)
     if prod(have) == prod(want):
-        return Mend("the same number of elements: a reshape", _rule("reshape", pattern, shape=want))
+        return Mend("the same number of elements: a reshape", key, "reshape", (("shape", want),))
     differing = [i for i, (a, b) in enumerate(zip(have, want, strict=False)) if a != b]
     if len(have) != len(want):
         if len(want) == len(have) + 1 and len(have) >= 4:
@@ -274,15 +286,15 @@ def _is_head(key: str, entry: TargetEntry) -> bool:
     return False
 
 
-def _ones(pattern: re.Pattern[str], have: tuple[int, ...], want: tuple[int, ...]) -> Mend:
+def _ones(key: str, have: tuple[int, ...], want: tuple[int, ...]) -> Mend:
     gone, new = _unmatched_ones(have, want), _unmatched_ones(want, have)
     if gone and not new:
         dims = ",".join(map(str, gone))
-        return Mend(f"squeeze dimension {dims}", _rule("squeeze", pattern, dims=tuple(gone)))
+        return Mend(f"squeeze dimension {dims}", key, "squeeze", (("dims", tuple(gone)),))
     if new and not gone:
         dims = ",".join(map(str, new))
-        return Mend(f"unsqueeze dimension {dims}", _rule("unsqueeze", pattern, dims=tuple(new)))
-    return Mend("dimensions of size 1 in other places: a reshape", _rule("reshape", pattern, shape=want))
+        return Mend(f"unsqueeze dimension {dims}", key, "unsqueeze", (("dims", tuple(new)),))
+    return Mend("dimensions of size 1 in other places: a reshape", key, "reshape", (("shape", want),))
 
 
 def _unmatched_ones(a: tuple[int, ...], b: tuple[int, ...]) -> list[int]:
@@ -302,15 +314,20 @@ def _unmatched_ones(a: tuple[int, ...], b: tuple[int, ...]) -> list[int]:
     return extra
 
 
-def _turned(pattern: re.Pattern[str], have: tuple[int, ...], want: tuple[int, ...]) -> Mend:
+def _turned(key: str, have: tuple[int, ...], want: tuple[int, ...]) -> Mend:
     if len(have) == 2:
-        return Mend("transpose", _rule("transpose", pattern))
+        return Mend("transpose", key, "transpose")
     if len(have) > 6:
         return Mend("the same sizes in another order: a permute")
-    fits = [order for order in permutations(range(len(have))) if tuple(have[dim] for dim in order) == want]
+    fits = _permutes(have, want)
     if len(fits) == 1:
-        return Mend("permute", _rule("permute", pattern, dims=fits[0]))
+        return Mend("permute", key, "permute", (("dims", fits[0]),))
     return Mend(f"the same sizes in another order: {len(fits)} permutes fit, so look at the values")
+
+
+@lru_cache(maxsize=256)
+def _permutes(have: tuple[int, ...], want: tuple[int, ...]) -> list[tuple[int, ...]]:
+    return [order for order in permutations(range(len(have))) if tuple(have[dim] for dim in order) == want]
 
 
 def _grid(tokens: int) -> str:

@@ -8,6 +8,7 @@ Sources: the torch documentation ("Tensor Attributes"), safetensors `tensor.rs` 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from math import prod
 
 
@@ -34,7 +35,7 @@ class DType:
             raise ValueError(f"shape {list(shape)} of {self.name} does not end on a whole byte")
         return size
 
-    @property
+    @cached_property
     def itemsize(self) -> int:
         """Bytes of one element; ValueError for types whose elements share bytes."""
         if self.block != 1 or self.bits % 8:

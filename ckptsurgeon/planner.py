@@ -7,9 +7,9 @@ does not get (missing); what no policy settles is a problem.  All problems are c
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from difflib import get_close_matches
+from functools import cache
 from math import prod
 from typing import TYPE_CHECKING, Literal
 
@@ -18,7 +18,7 @@ from ckptsurgeon.checkpoint import Checkpoint, Target, buffer_words
 from ckptsurgeon.dtypes import DType
 from ckptsurgeon.errors import MOST_SHOWN, Problem, UsageError
 from ckptsurgeon.ops import Match, OperationError, reshaped
-from ckptsurgeon.plans import STRICT, Mismatched, Missing, Plan, Policies, Step, Unexpected
+from ckptsurgeon.plans import STRICT, Edge, Edges, Mismatched, Missing, Plan, Policies, Step, Unexpected
 from ckptsurgeon.rules import Recipe, Rule, parse, render
 from ckptsurgeon.sources import Apply, Kernel
 from ckptsurgeon.tensor import TensorRef, TensorSpec, only_ones_differ
@@ -47,10 +47,20 @@ class Overlap(Kernel):
 
 def apply_rules(source: Checkpoint, recipe: Recipe, target: Target | None, allow_unused: bool = False) -> Plan:
     """The rules alone: the target is only what `when=target` looks at."""
-    work = _Work(source, target, allow_unused)
-    for rule in recipe.rules:
-        work.apply(rule)
-    return work.finish()
+    return _replayable(lambda work: work.rules(recipe), source, target, allow_unused)
+
+
+def _replayable(
+    work_on: Callable[[_Work], object], source: Checkpoint, target: Target | None, allow_unused: bool
+) -> Plan:
+    """A plan whose steps know their edges by planning once more, which gives the same."""
+
+    def made(again: Callable[[], tuple[Step, ...]] | None) -> Plan:
+        work = _Work(source, target, allow_unused, again)
+        work_on(work)
+        return work.finish()
+
+    return made(cache(lambda: made(None).steps))
 
 
 def plan(
@@ -75,27 +85,21 @@ def plan(
         raise UsageError(f"--dtype takes a floating dtype that torch computes, not {dtype}")
     if type(seed) is not int or not 0 <= seed < 1 << 64:
         raise UsageError(f"a seed is a whole number from 0 to 2**64 - 1, not {seed!r}")
-    work = _Work(source, target, allow_unused)
-    for rule in recipe.rules:
-        work.apply(rule)
-    if target is not None:
-        if policies.fit:
-            work.unwrap(target)
-        work.settle(target, policies, seed)
-    if dtype is not None:
-        cast = parse(render("cast", {"pattern": ".|^$", "dtype": dtype.name}))
-        if work.refs:
-            work.apply(cast, by="policy", name=f"--dtype {dtype.name}")
-    return work.finish()
+    return _replayable(lambda work: work.all(recipe, policies, dtype, seed), source, target, allow_unused)
 
 
 class _Work:
     """The state of a plan that is being made."""
 
-    def __init__(self, source: Checkpoint, target: Target | None, allow_unused: bool) -> None:
-        self.source, self.target, self.allow_unused = source, target, allow_unused
+    def __init__(
+        self,
+        source: Checkpoint,
+        target: Target | None,
+        allow_unused: bool,
+        again: Callable[[], tuple[Step, ...]] | None,
+    ) -> None:
+        self.source, self.target, self.allow_unused, self.again = source, target, allow_unused, again
         self.refs: dict[str, TensorRef] = dict(source.tensors)
-        self.before: dict[str, TensorRef] = {}
         self.origin: dict[str, str] = {key: key for key in source}
         self.steps: list[Step] = []
         self.problems: list[Problem] = []
@@ -106,6 +110,21 @@ class _Work:
         self.warnings: list[str] = []
         self.overlapped: dict[str, int] = {}
         self.initialised: list[str] = []
+
+    def rules(self, recipe: Recipe) -> None:
+        for rule in recipe.rules:
+            self.apply(rule)
+
+    def all(self, recipe: Recipe, policies: Policies, dtype: DType | None, seed: int) -> None:
+        """The rules, then what settles the differences to the target, then the dtype."""
+        self.rules(recipe)
+        if self.target is not None:
+            if policies.fit:
+                self.unwrap(self.target)
+            self.settle(self.target, policies, seed)
+        if dtype is not None and self.refs:
+            cast = parse(render("cast", {"pattern": ".|^$", "dtype": dtype.name}))
+            self.apply(cast, by="policy", name=f"--dtype {dtype.name}")
 
     # -- rules -------------------------------------------------------------------------------
 
@@ -122,12 +141,21 @@ class _Work:
                 self.problems.append(_unused(rule, matches, list(self.refs)))
             return
         made = self._made(rule, used)
-        self._place(rule, made)
-        changed = [(m.inputs, m.outputs) for m, outs in made if m.inputs != m.outputs or self._changed(m, outs)]
-        self.steps.append(Step(name or rule.text, tuple(changed), by, rule.note))
+        changed = self._edges(
+            (m.inputs, m.outputs) for m, outs in made if m.inputs != m.outputs or self._changed(m, outs)
+        )
+        if all(match.inputs == match.outputs and not match.keep for match, _ in made):  # no name changes
+            self.refs.update(pair for match, outs in made for pair in zip(match.outputs, outs, strict=True))
+        else:
+            self._place(rule, made)
+        self.steps.append(Step(name or rule.text, changed, by, rule.note))
+
+    def _edges(self, edges: Iterable[Edge]) -> Edges:
+        number, again = len(self.steps), self.again
+        return Edges(edges, None if again is None else lambda: again()[number].edges)
 
     def _changed(self, match: Match, outs: tuple[TensorRef, ...]) -> bool:
-        return any(self.before.get(name) is not ref for name, ref in zip(match.outputs, outs, strict=True))
+        return any(self.refs.get(name) is not ref for name, ref in zip(match.outputs, outs, strict=True))
 
     def _made(self, rule: Rule, matches: list[Match]) -> list[tuple[Match, tuple[TensorRef, ...]]]:
         made: list[tuple[Match, tuple[TensorRef, ...]]] = []
@@ -144,7 +172,7 @@ class _Work:
                 )
                 continue
             outs = rule.operation.build(rule.args, refs, specs, match.outputs)
-            fixed = next((ref for ref in refs if ref.quantizer is not None or ref.absent is not None), None)
+            fixed = None if outs is refs else next((ref for ref in refs if ref.quantizer or ref.absent), None)
             if fixed is not None and any(out not in refs for out in outs):
                 what = fixed.absent or f"quantised ({fixed.dtype})"
                 text = f"{match.inputs[0]!r} is {what}; such a tensor can be renamed or dropped, but not changed"
@@ -155,9 +183,8 @@ class _Work:
 
     def _place(self, rule: Rule, made: list[tuple[Match, tuple[TensorRef, ...]]]) -> None:
         """Put the outputs where the inputs were; a doubled name is a problem that names both makers."""
-        self.before = dict(self.refs)
-        at = {match.inputs[0]: (match, refs) for match, refs in made}
-        gone = {name for match, _ in made if not match.keep for name in match.inputs}
+        at = {one[0].inputs[0]: one for one in made}
+        gone = {name for match, _ in made if not match.keep and len(match.inputs) > 1 for name in match.inputs}
         placed: dict[str, TensorRef] = {}
         origin: dict[str, str] = {}
 
@@ -173,10 +200,14 @@ class _Work:
                 placed[name], origin[name] = ref, self.origin.get(source, source)
 
         for key, ref in self.refs.items():
-            if key not in gone:
-                put(key, ref, key)
-            if key in at:
-                match, refs = at[key]
+            found = at.get(key)
+            if (found is None or found[0].keep) and key not in gone:
+                if key not in placed and key:  # nearly all
+                    placed[key], origin[key] = ref, self.origin.get(key, key)
+                else:
+                    put(key, ref, key)
+            if found is not None:
+                match, refs = found
                 for name, new in zip(match.outputs, refs, strict=True):
                     put(name, new, key)
                 if not match.outputs:
@@ -320,13 +351,13 @@ class _Work:
 
     def _policy(self, name: str, edges: list[tuple[tuple[str, ...], tuple[str, ...]]]) -> None:
         if edges:
-            self.steps.append(Step(name, tuple(edges), "policy"))
+            self.steps.append(Step(name, self._edges(edges), "policy"))
 
     # -- the end -----------------------------------------------------------------------------
 
     def finish(self) -> Plan:
-        pairs = [(self.origin[key], key) for key in self.refs if key in self.origin]
-        renamed = versions.renamed(self.source.versions, list(self.source), pairs)
+        pairs = ((self.origin[key], key) for key in self.refs if key in self.origin)
+        renamed = versions.renamed(self.source.versions, self.source, pairs)
         result = self.source.replace(tensors=self.refs, versions=renamed)
         return Plan(
             self.source,
@@ -355,6 +386,8 @@ def _unused(rule: Rule, matches: list[Match], keys: list[str]) -> Problem:
         text = f"matches {len(matches)} keys, but makes no name of the target: {matches[0].refused}"
         return replace(_about(rule, text, "template"), kind="unused")
     wanted = rule.args.get("prefix") or rule.args["pattern"].pattern.replace("\\", "").strip("^$")
+    from difflib import get_close_matches
+
     near = get_close_matches(wanted, keys[:300], 3, 0.4) or keys[:3]
     hint = f"; the nearest keys are {', '.join(map(repr, near))}" if near else "; the checkpoint has no keys"
     text = f"{rule.operation.when_unused}{hint}"
@@ -363,6 +396,8 @@ def _unused(rule: Rule, matches: list[Match], keys: list[str]) -> Problem:
 
 def _nearest(key: str, target: Target) -> list[str]:
     """The most alike of some keys of the target with the same end."""
+    from difflib import get_close_matches
+
     end = key.rpartition(".")[2]
     alike = [name for name in target.entries if name.rpartition(".")[2] == end]
     return get_close_matches(key, alike[:300], 1, 0.8)

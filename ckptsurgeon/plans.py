@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from ckptsurgeon.checkpoint import Checkpoint, Target
 from ckptsurgeon.errors import PlanError, Problem, UsageError
@@ -51,12 +51,62 @@ STRICT = Policies()
 """No policy: every difference to the target is a problem."""
 
 
+Names = tuple[str, ...]
+
+
+Edge = tuple[Names, Names]
+
+
+class Edges(Sequence[Edge]):
+    """Pairs of the names that were taken and the names that were made of them.
+
+    A plan keeps only how many there are, and the first: the names of fifty rules over a hundred
+    thousand keys would take half a gigabyte, and few ask for them.  `again` makes them when one does.
+    """
+
+    def __init__(self, edges: Iterable[Edge], again: Callable[[], Sequence[Edge]] | None = None) -> None:
+        self._again = again
+        self._edges: Sequence[Edge] | None = tuple(edges) if again is None else None
+        if again is None:
+            assert self._edges is not None
+            self.first, self._count = next(iter(self._edges), None), len(self._edges)
+        else:
+            left = iter(edges)
+            self.first = next(left, None)
+            self._count = (self.first is not None) + sum(1 for _ in left)
+
+    @property
+    def _all(self) -> Sequence[Edge]:
+        if self._edges is None:
+            assert self._again is not None
+            self._edges = self._again()
+        return self._edges
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __iter__(self) -> Iterator[Edge]:
+        return iter(self._all)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self._all[index]
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and tuple(self) == tuple(other)
+
+    def __hash__(self) -> int:
+        return hash(tuple(self))
+
+    def __repr__(self) -> str:
+        return f"Edges({list(self)})"
+
+
 @dataclass(frozen=True)
 class Step:
     """What one rule or policy did: the names it took and the names it made from them."""
 
     rule: str
-    edges: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...]
+    edges: Edges
     by: Literal["rule", "fit", "policy"] = "rule"
     note: str = ""
 

@@ -107,6 +107,8 @@ def diff(
     from ckptsurgeon import differ
 
     against = target_of(target, select)
+    if not values:
+        against = replace(against, tensors=None, initial=None)  # names, dtypes and shapes are enough: half the memory
     if rules is None:
         return differ.diff(_left(source, select, target), against, values=values, progress=progress)
     from ckptsurgeon import planner

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 
 from ckptsurgeon.checkpoint import Versions
 
 
-def renamed(versions: Versions, before: Sequence[str], pairs: Sequence[tuple[str, str]]) -> Versions:
+def renamed(versions: Versions, before: Iterable[str], pairs: Iterable[tuple[str, str]]) -> Versions:
     """torch's `_metadata`, with its module prefixes renamed as the keys were.
 
     `before` are all keys of the source, `pairs` (old key, new key).  A key that was renamed tells
@@ -17,10 +17,16 @@ def renamed(versions: Versions, before: Sequence[str], pairs: Sequence[tuple[str
     if not versions:
         return {}
     moved: dict[str, str] = {}
+    pairs = list(pairs)
     for exact in (True, False):
+        seen: set[tuple[str, str, bool]] = set()
         for old, new in pairs:
-            _note(moved, old.split("."), new.split("."), exact)
-    had = {key[:cut] for key in before for cut in _cuts(key)}
+            a, b = old.rpartition("."), new.rpartition(".")
+            one = (a[0], b[0], a[2] == b[2])  # tensors of one module tell the same
+            if one not in seen:
+                seen.add(one)
+                _note(moved, old.split("."), new.split("."), exact)
+    had = {parent[:cut] for parent in {key.rpartition(".")[0] for key in before} for cut in (*_cuts(parent), None)}
     made: dict[str, Mapping[str, object]] = {}
     for module, entry in versions.items():
         if module in moved:

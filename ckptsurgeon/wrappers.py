@@ -108,10 +108,14 @@ class _Score:
 
 
 def _score(keys: list[str], names: list[str], shapes: Shapes, wanted: Shapes) -> _Score:
-    named = [(key, name) for key, name in zip(keys, names, strict=True) if name in wanted]
-    fitting = [(key, name) for key, name in named if only_ones_differ(shapes[key], wanted[name])]
-    count = (len({name for _, name in fitting}), len({name for _, name in named}))
-    return _Score(count, frozenset(key for key, _ in fitting))
+    named, fitting, hits = set[str](), set[str](), list[str]()
+    for key, name in zip(keys, names, strict=True):
+        if name in wanted:
+            named.add(name)
+            if shapes[key] == wanted[name] or only_ones_differ(shapes[key], wanted[name]):
+                fitting.add(name)
+                hits.append(key)
+    return _Score((len(fitting), len(named)), frozenset(hits))
 
 
 def _candidates(keys: list[str], wanted: Shapes) -> Iterator[_Candidate]:
@@ -132,10 +136,11 @@ def _candidates(keys: list[str], wanted: Shapes) -> Iterator[_Candidate]:
 
 def _chains(keys: Iterable[str]) -> list[str]:
     """The runs of leading segments that are known wrappers or stand before every key, shortest first."""
-    split = [key.split(".") for key in keys]
-    common = _common(split)
+    keys = list(keys)
+    common = _common(keys)
     found: set[tuple[str, ...]] = set()
-    for segments in split:
+    for key in keys:
+        segments = key.split(".", _DEEPEST + 1)
         depth = 0
         while depth < min(len(segments) - 1, _DEEPEST) and (segments[depth] in LEADING or depth < len(common)):
             if not re.fullmatch(r"[\w-]+", segments[depth]):
@@ -145,11 +150,13 @@ def _chains(keys: Iterable[str]) -> list[str]:
     return [".".join(chain) + "." for chain in sorted(found, key=lambda chain: (len(chain), chain))]
 
 
-def _common(split: list[list[str]]) -> list[str]:
-    if not split:
-        return []
-    common = split[0][:-1]
-    for segments in split[1:]:
+def _common(keys: list[str]) -> list[str]:
+    """The segments that stand before every key."""
+    common = keys[0].split(".")[:-1] if keys else []
+    for key in keys:
+        if not common:
+            break
+        segments = key.split(".")
         length = 0
         while length < min(len(common), len(segments) - 1) and common[length] == segments[length]:
             length += 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -47,6 +48,7 @@ Select = Annotated[
     str | None,
     typer.Option(metavar="PATH", help="The state dict to take, as `model.state_dict` or `0.ema`; `.` is the root."),
 ]
+Match = Annotated[str | None, typer.Option(metavar="PATTERN", help="Show only keys in which this regex is found.")]
 Rules = Annotated[
     list[str] | None,
     typer.Option("--rule", metavar="RULE", help="A rule, such as 'strip module.'; may be repeated, in order."),
@@ -93,3 +95,13 @@ Jobs = Annotated[
     typer.Option(min=1, max=256, metavar="N", help="Threads that move tensors; shards are written side by side."),
 ]
 Force = Annotated[bool, typer.Option("--force", help="Replace the output if it exists.")]
+
+
+def compiled(match: str | None) -> re.Pattern[str] | None:
+    """The pattern of `--match`; UsageError when it is no regular expression."""
+    from ckptsurgeon.errors import UsageError
+
+    try:
+        return None if match is None else re.compile(match)
+    except (re.error, OverflowError, RecursionError) as error:
+        raise UsageError(f"--match {match}: not a regular expression: {error}") from None

@@ -7,7 +7,8 @@ import functools
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from itertools import islice
 from typing import Any, TypeVar
 
 import typer
@@ -16,6 +17,7 @@ from ckptsurgeon.errors import MOST_SHOWN, CkptError, PlanError, Problem, RuleEr
 
 NO, BAD = 1, 2
 _PIPE_CLOSED = 141
+_BATCH = 1000
 _F = TypeVar("_F", bound=Callable[..., None])
 
 
@@ -25,12 +27,15 @@ class Sink:
     def __init__(self, as_json: bool, quiet: bool) -> None:
         self.as_json, self.quiet = as_json, quiet
 
-    def result(self, text: Callable[[], str], data: Callable[[], dict[str, Any]]) -> None:
-        """The one result of a command, in the form that was asked for."""
+    def result(self, text: Callable[[], str | Iterable[str]], data: Callable[[], dict[str, Any]]) -> None:
+        """The one result of a command, in the form that was asked for; a text may come in lines."""
         if self.as_json:
             typer.echo(json.dumps(data(), indent=2, ensure_ascii=True))
         elif not self.quiet:
-            typer.echo(_encodable(text()))
+            found = text()
+            lines = iter((found,) if isinstance(found, str) else found)
+            while batch := list(islice(lines, _BATCH)):
+                typer.echo(_encodable("\n".join(batch)))
 
     def note(self, text: str) -> None:
         """Something worth knowing that is no result."""

@@ -60,6 +60,6 @@ def _terminated(number: int, frame: object) -> None:
 def main() -> None:
     """The entry point of both scripts."""
     signal.signal(signal.SIGTERM, _terminated)
-    gc.set_threshold(50_000)  # start-up makes many objects and no garbage
+    gc.set_threshold(500_000)  # a command makes many objects and hardly any garbage
     called = sys.argv[1] if len(sys.argv) > 1 else ""
     build((called,) if called in COMMANDS else COMMANDS)()

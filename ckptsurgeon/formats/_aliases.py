@@ -33,12 +33,14 @@ def collapsed(ckpt: Checkpoint) -> Checkpoint:
 
 
 def restored(
-    tensors: Mapping[str, TensorRef], metadata: Mapping[str, str]
-) -> tuple[dict[str, TensorRef], dict[str, str]]:
+    tensors: dict[str, TensorRef], metadata: Mapping[str, str]
+) -> tuple[dict[str, TensorRef], Mapping[str, str]]:
     """With the names that the metadata calls aliases of tensors in the file, behind all others."""
     aliases = {
         alias: kept for alias, kept in metadata.items() if kept in tensors and alias not in tensors and alias != _FORMAT
     }
+    if not aliases:
+        return tensors, metadata
     return (
         {**tensors, **{alias: tensors[kept] for alias, kept in aliases.items()}},
         {key: value for key, value in metadata.items() if key not in aliases},

@@ -21,7 +21,9 @@ _LONGEST_WORD = 16
 
 def roots(members: Mapping[str, Member], name: str) -> list[str]:
     """The top folders (with their slash; empty for none at all) that hold a member called `name`."""
-    found = [member.removesuffix(name) for member in members if member == name or member.endswith(f"/{name}")]
+    below = f"/{name}"
+    found = [member.removesuffix(name) for member in members if member.endswith(below)]
+    found += [""] * (name in members)
     return [root for root in found if root.count("/") <= 1]
 
 
@@ -62,9 +64,11 @@ def locator(
 ) -> Callable[[str, DType, int, str], Storage]:
     """Finds the storage of a key; `place` names the member that should hold it."""
 
+    members, file = probe.members, probe.file
+
     def locate(key: str, dtype: DType, elements: int, device: str) -> Storage:
         nbytes = elements * dtype.itemsize
-        member = probe.members.get(place(key))
+        member = members.get(place(key))
         if member is None:
             raise BadRecord(f"the storage {key!r} is missing from the archive")
         if member.size != nbytes:
@@ -72,7 +76,7 @@ def locator(
         begin = 0 if member.deflated else member.offset
         codec = Deflate(member.offset, member.packed) if member.deflated else None
         record = Record(member.name, begin, nbytes, member.crc)
-        return Storage(probe.file, begin, nbytes, dtype, device, order, codec, record)
+        return Storage(file, begin, nbytes, dtype, device, order, codec, record)
 
     return locate
 

@@ -122,4 +122,4 @@ class Document:
         extras, place = _splice.remove(self.root, found.path, found.rest)
         origin = Origin(self.path, self.format, found.path, place)
         remarks = (_loose(found),) if found.loose else ()
-        return Checkpoint(dict(found.tensors), dict(self.metadata), found.versions, extras, origin, remarks)
+        return Checkpoint(found.tensors, dict(self.metadata), found.versions, extras, origin, remarks)

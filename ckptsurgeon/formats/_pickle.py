@@ -17,6 +17,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from ckptsurgeon.formats._plain import BUILDERS, BadRecord, Builder, as_key
+from ckptsurgeon.formats._records import REBUILD, Memo, Records
+from ckptsurgeon.formats._tensors import Storages
 from ckptsurgeon.inert import Opaque
 from ckptsurgeon.limits import DEFAULT, Limits
 
@@ -60,6 +62,8 @@ def loads(
         raise BadPickle(f"memo {error} was never set, near byte {machine.at}") from None
     except (ValueError, TypeError, OverflowError, AttributeError, UnicodeError) as error:
         raise BadPickle(f"{error}, near byte {machine.at}") from None
+    finally:
+        machine.memo.records = None  # which know each other, and would stay until the next collection
 
 
 class _Machine:
@@ -75,12 +79,16 @@ class _Machine:
         self.builders, self.persistent, self.limits = builders, persistent, limits
         self.stack: list[Any] = []
         self.marks: list[list[Any]] = []
-        self.memo: dict[int, Any] = {}
+        self.memo = Memo()
         self.globals: dict[str, Opaque] = {}
+        build = builders.get(REBUILD)
+        self.records: Records | None = None
+        if build is not None and isinstance(persistent, Storages):
+            self.records = Records(data, self.memo, build, persistent)
 
     def run(self) -> Any:  # noqa: C901 - one loop, because a call for each of ten million opcodes is most of the time
         """The opcodes that make up nearly all of a state dict are done in this loop, the rest by `_ACTIONS`."""
-        data, memo, most = self.data, self.memo, self.limits.opcodes
+        data, memo, records, most = self.data, self.memo, self.records, self.limits.opcodes
         size, steps = len(data), 0
         while steps <= most:
             steps += 1
@@ -101,6 +109,12 @@ class _Machine:
             elif opcode == 0x4B and at + 1 < size:  # BININT1
                 self.stack.append(data[at + 1])
                 self.at = at + 2
+            elif opcode == 0x58 and at + 4 < size:  # BINUNICODE
+                end, taken = records.read(at, self.stack, most - steps + 1) if records else (at, 0)
+                if taken:
+                    self.at, steps = end, steps + taken - 1
+                else:
+                    self.stack.append(_text(self.take(self.number(4))))
             elif opcode == 0x28:  # MARK
                 self.marks.append(self.stack)
                 self.stack = []
@@ -342,7 +356,7 @@ def _put(width: int) -> Callable[[_Machine], None]:
 
 
 def _memoize(machine: _Machine) -> None:
-    machine.memo[len(machine.memo)] = machine.stack[-1]
+    machine.memo[machine.memo.next_number()] = machine.stack[-1]
 
 
 def _persistent(machine: _Machine) -> None:

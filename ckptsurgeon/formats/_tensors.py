@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any, Literal
 
 from ckptsurgeon.dtypes import DTYPES, DType
@@ -53,9 +54,12 @@ STORAGE_OF: Mapping[str, str] = {dtype: storage for storage, dtype in (_STORAGE_
 _LONGEST_INT = 128
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Storage:
-    """The bytes behind one or more tensors: where they begin in the file and how many there are."""
+    """The bytes behind one or more tensors: where they begin in the file and how many there are.
+
+    Never changed, but not frozen: one is made for every tensor, and frozen ones take thrice the time.
+    """
 
     file: File
     offset: int
@@ -122,7 +126,26 @@ def view(storage: Storage, dtype: DType, offset: Any, shape: Any, strides: Any, 
         storage.codec,
         storage.record,
     )
-    return TensorRef(spec, extent, Stored(storage.device, storage.nbytes))
+    return TensorRef(_one(spec), extent, _stored(storage.device, storage.nbytes))
+
+
+@lru_cache(maxsize=4096)
+def _one(spec: TensorSpec) -> TensorSpec:
+    """One object for all equal specs: a model has many tensors of few shapes."""
+    return spec
+
+
+@lru_cache(maxsize=4096)
+def _stored(device: str, nbytes: int) -> Stored:
+    return Stored(device, nbytes)
+
+
+def moved(ref: TensorRef, extent: Extent, shift: int, to: Storage) -> TensorRef:
+    """The view `ref`, whose source `extent` begins `shift` bytes behind its storage, of another storage of
+    the same type, size and device."""
+    place = to.offset + shift if shift else to.offset
+    source = Extent(to.file, place, extent.nbytes, extent.strides, to.byteorder, to.codec, to.record)
+    return TensorRef(ref.spec, source, ref.stored)
 
 
 def storage_tensor(storage: Storage) -> TensorRef:
@@ -145,10 +168,13 @@ def dims(value: Any, what: str, limits: Limits) -> tuple[int, ...]:
 Locate = Callable[[str, DType, int, str], Storage]
 
 
-def persistent_loader(locate: Locate) -> Callable[[Any], Any]:
+class Storages:
     """A reader of torch's persistent ids; `locate(key, dtype, elements, device)` finds the bytes."""
 
-    def load(pid: Any) -> Any:
+    def __init__(self, locate: Locate) -> None:
+        self.locate = locate
+
+    def __call__(self, pid: Any) -> Any:
         if not isinstance(pid, tuple) or not pid:
             raise BadRecord("a persistent id that torch does not write")
         kind = text(pid[0], "the kind of a persistent id")
@@ -157,12 +183,10 @@ def persistent_loader(locate: Locate) -> Callable[[Any], Any]:
         if kind != "storage" or len(pid) not in (5, 6):
             raise BadRecord(f"a persistent id of the unknown kind {kind!r}")
         dtype = storage_dtype(pid[1])
-        storage = locate(
+        storage = self.locate(
             text(pid[2], "a storage key"), dtype, count(pid[4], "a storage size"), text(pid[3], "a device")
         )
         return storage if len(pid) == 5 or pid[5] is None else _part(storage, pid[5])
-
-    return load
 
 
 def _part(storage: Storage, metadata: Any) -> Storage:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any, Literal
 
 from ckptsurgeon.checkpoint import Step, Versions
@@ -41,6 +42,7 @@ _MINOR = 0.05
 BARE = "tensor"
 """The key of a tensor that is the whole object of its file."""
 _FORM = frozenset(("_parameters", "_buffers", "_modules"))
+_CONTAINERS = (dict, list, tuple, Opaque)
 _BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
 
 
@@ -183,7 +185,7 @@ def _walk(root: Any) -> Iterator[tuple[tuple[Step, ...], Any]]:
 
 
 def is_container(value: Any) -> bool:
-    return isinstance(value, dict | list | tuple | Opaque)
+    return isinstance(value, _CONTAINERS)
 
 
 def _mapping(value: Any, kind: _Kind) -> dict[Any, Any] | None:
@@ -205,6 +207,9 @@ def _direct(path: tuple[Step, ...], mapping: dict[Any, Any], value: Any, kind: _
     tensors: dict[str, TensorRef] = {}
     rest: dict[Any, Any] = {}
     for key, member in mapping.items():
+        if isinstance(member, TensorRef) and isinstance(key, str) and key not in tensors:  # nearly all of them
+            tensors[key] = _as("buffer", member) if key.endswith(_BUFFERS) and _role(key) == "buffer" else member
+            continue
         named = isinstance(key, str) or (kind != "named" and type(key) is int)
         ref = member if isinstance(member, TensorRef) else tensor_of(member, arrays=kind == "arrays") if named else None
         if named and ref is not None and str(key) not in tensors:
@@ -222,8 +227,13 @@ def _role(key: str) -> Role:
 def _as(role: Role, ref: TensorRef) -> TensorRef:
     if role == ref.role:
         return ref
-    stored = ref.stored or Stored("cpu", ref.nbytes)
-    return replace(ref, stored=replace(stored, role=role))
+    stored = _stored_as(role, ref.stored or Stored("cpu", ref.nbytes))
+    return TensorRef(ref.spec, ref.source, stored, ref.quantizer)
+
+
+@lru_cache(maxsize=1024)
+def _stored_as(role: Role, stored: Stored) -> Stored:
+    return replace(stored, role=role)
 
 
 def module_state(path: tuple[Step, ...], root: Opaque) -> Candidate:

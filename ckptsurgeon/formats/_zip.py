@@ -11,7 +11,10 @@ from __future__ import annotations
 
 import os
 import struct
-from dataclasses import dataclass, replace
+from array import array
+from collections.abc import Sequence
+from dataclasses import dataclass
+from operator import gt
 
 from ckptsurgeon.limits import Limits
 
@@ -20,18 +23,23 @@ _LOCATOR = struct.Struct("<4sLQL")
 _EOCD64 = struct.Struct("<4sQ2H2L4Q")
 _CENTRAL = struct.Struct("<4s6H3L5H2L")
 _LOCAL = struct.Struct("<4s5H3L2H")
+_CENTRAL_SIZE, _LOCAL_SIZE = _CENTRAL.size, _LOCAL.size
 _U16, _U32 = 0xFFFF, 0xFFFFFFFF
+_NEAR, _WINDOW = 1 << 10, 1 << 14
 
 
 class BadZip(Exception):
     """The archive is damaged or ambiguous; the text says which."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Member:
     """One member: `offset` is the first byte of its data, `size` its bytes, `packed` what they
     take in the file; `deflated` tells whether the two differ in kind.  `crc` is None in archives
-    whose every checksum is zero: torch can be told to leave them out."""
+    whose every checksum is zero: torch can be told to leave them out.
+
+    Not changed after the directory is read, but not frozen: a model has a hundred thousand of them.
+    """
 
     name: str
     offset: int
@@ -47,30 +55,61 @@ def read_directory(descriptor: int, size: int, limits: Limits) -> dict[str, Memb
     if entries > limits.archive_members or length < entries * _CENTRAL.size:
         raise BadZip(f"the directory of {length} bytes cannot hold {entries} members")
     directory = _pread(descriptor, length, start)
+    headers = _Headers(descriptor)
     members: dict[str, Member] = {}
-    spans: list[tuple[int, int, str]] = []
+    begins = array("Q")
     at = 0
     for _ in range(entries):
-        at, member, header = _entry(directory, at, descriptor, start)
+        at, member, header = _entry(directory, at, headers, start)
         if member.name in members:
             raise BadZip(f"two members are named {member.name!r}")
         members[member.name] = member
-        spans.append((header, member.offset + member.packed, member.name))
+        begins.append(header)
     if at != length:
         raise BadZip(f"{length - at} bytes are left in the directory after its {entries} entries")
-    _tile(spans, start)
+    _tile(begins, list(members.values()), start)
     if not any(member.crc for member in members.values()):
-        return {name: replace(member, crc=None) for name, member in members.items()}
+        for member in members.values():
+            member.crc = None
     return members
 
 
-def _tile(spans: list[tuple[int, int, str]], end: int) -> None:
-    spans.sort()
-    if spans and spans[0][0] != 0:
-        raise BadZip(f"the first member begins at byte {spans[0][0]}, not at 0")
-    for (_, stop, name), (start, _, other) in zip(spans, [*spans[1:], (end, end, "the directory")], strict=True):
+def _tile(begins: Sequence[int], members: list[Member], end: int) -> None:
+    """Members must lie one behind the other, from the first byte of the file; `begins` are their headers."""
+    order: Sequence[int] = range(len(begins))
+    if any(map(gt, begins, begins[1:])):
+        order = sorted(order, key=lambda number: (begins[number], members[number].offset + members[number].packed))
+    stop, name = 0, ""
+    for number in order:
+        member, start = members[number], begins[number]
+        if not name and start:
+            raise BadZip(f"the first member begins at byte {start}, not at 0")
         if stop > start:
-            raise BadZip(f"{name!r} runs into {other!r}")
+            raise BadZip(f"{name!r} runs into {member.name!r}")
+        stop, name = member.offset + member.packed, member.name
+    if stop > end:
+        raise BadZip(f"{name!r} runs into 'the directory'")
+
+
+class _Headers:
+    """Reads local headers; those of small members, which lie close together, many at once."""
+
+    def __init__(self, descriptor: int) -> None:
+        self.descriptor = descriptor
+        self.begin, self.window = 0, b""
+
+    def read(self, count: int, at: int) -> bytes:
+        """`count` bytes at byte `at` of the file; BadZip when they are not there."""
+        begin = at - self.begin
+        if begin >= 0 and begin + count <= len(self.window):
+            return self.window[begin : begin + count]
+        near = 0 <= at - self.begin - len(self.window) < _NEAR
+        self.begin, self.window = at, b""
+        if near:
+            self.window = os.pread(self.descriptor, _WINDOW, at)
+        if len(self.window) < count:
+            self.window = _pread(self.descriptor, count, at)
+        return self.window[:count]
 
 
 def _pread(descriptor: int, count: int, offset: int) -> bytes:
@@ -126,7 +165,7 @@ def _signatures(tail: bytes) -> list[int]:
     return found
 
 
-def _entry(directory: bytes, at: int, descriptor: int, end: int) -> tuple[int, Member, int]:
+def _entry(directory: bytes, at: int, headers: _Headers, end: int) -> tuple[int, Member, int]:
     if at + _CENTRAL.size > len(directory):
         raise BadZip("the directory ends inside an entry")
     (signature, _, _, flags, method, _, _, crc, packed, size, n, m, k, disk, _, _, header) = _CENTRAL.unpack_from(
@@ -135,15 +174,17 @@ def _entry(directory: bytes, at: int, descriptor: int, end: int) -> tuple[int, M
     stop = at + _CENTRAL.size + n + m + k
     if signature != b"PK\1\2" or stop > len(directory) or disk:
         raise BadZip("the directory is damaged")
-    raw = directory[at + _CENTRAL.size : at + _CENTRAL.size + n]
+    start = at + _CENTRAL_SIZE
+    raw = directory[start : start + n]
     name = _name(raw)
-    extra = directory[at + _CENTRAL.size + n : at + _CENTRAL.size + n + m]
-    size, packed, header = _wide(extra, name, size, packed, header)
+    if _U32 in (size, packed, header):
+        extra = directory[start + n : start + n + m]
+        size, packed, header = _wide(extra, name, size, packed, header)
     if flags & 0x2041:
         raise BadZip(f"{name!r} is encrypted or patched")
     if method not in (0, 8) or (method == 0 and packed != size):
         raise BadZip(f"{name!r} is packed in a way that torch does not use (method {method})")
-    offset = _data_offset(descriptor, header, raw, method)
+    offset = _data_offset(headers, header, raw, method)
     if offset + packed > end:
         raise BadZip(f"{name!r} runs past the end of its archive")
     return stop, Member(name, offset, size, packed, crc, method == 8), header
@@ -161,8 +202,6 @@ def _name(raw: bytes) -> str:
 
 def _wide(extra: bytes, name: str, size: int, packed: int, header: int) -> tuple[int, int, int]:
     """The three numbers, from the zip64 field where the narrow ones are all ones."""
-    if _U32 not in (size, packed, header):
-        return size, packed, header
     at = 0
     while at + 4 <= len(extra):
         kind, length = struct.unpack_from("<HH", extra, at)
@@ -178,9 +217,9 @@ def _wide(extra: bytes, name: str, size: int, packed: int, header: int) -> tuple
     raise BadZip(f"{name!r} has no zip64 field for its size")
 
 
-def _data_offset(descriptor: int, header: int, raw: bytes, method: int) -> int:
-    local = _pread(descriptor, _LOCAL.size + len(raw), header)
+def _data_offset(headers: _Headers, header: int, raw: bytes, method: int) -> int:
+    local = headers.read(_LOCAL_SIZE + len(raw), header)
     signature, _, _, packing, _, _, _, _, _, n, m = _LOCAL.unpack_from(local)
-    if signature != b"PK\3\4" or n != len(raw) or local[_LOCAL.size :] != raw or packing != method:
+    if signature != b"PK\3\4" or n != len(raw) or local[_LOCAL_SIZE:] != raw or packing != method:
         raise BadZip(f"{_name(raw)!r} is described differently by the directory and in its place")
-    return header + _LOCAL.size + int(n) + int(m)
+    return header + _LOCAL_SIZE + int(n) + int(m)

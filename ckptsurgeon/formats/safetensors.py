@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
 from ckptsurgeon.checkpoint import Checkpoint
@@ -26,6 +27,7 @@ from ckptsurgeon.tensor import Quantizer, TensorRef, TensorSpec
 NAME = "safetensors"
 _UNSUPPORTED = frozenset({"C128", "C32"})
 _ALIGN = 8
+_PARTS = frozenset({"dtype", "shape", "data_offsets"})
 
 
 class _Bad(Exception):
@@ -49,10 +51,12 @@ def read(probe: Probe) -> Document:
     raw = bytes(read_exactly(descriptor, length, 8, file.path))
     try:
         header = _json.loads(raw)
+        del raw
         if not isinstance(header, dict):
             raise _Bad("it is no object")
         metadata = _metadata(header.pop("__metadata__", None))
         tensors = {key: _entry(file, key, entry, 8 + length, limits) for key, entry in header.items()}
+        del header
         _tile(tensors, 8 + length, file.size)
     except (_Bad, ValueError, RecursionError) as error:
         raise InputError(f"damaged safetensors header: {error}", path=file.path) from None
@@ -68,22 +72,29 @@ def _metadata(value: Any) -> Mapping[str, str]:
 
 
 def _entry(file: File, key: str, entry: Any, base: int, limits: Limits) -> TensorRef:
-    if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
+    if not isinstance(entry, dict) or entry.keys() != _PARTS:
         raise _Bad(f"{key!r} is no entry of dtype, shape and data_offsets")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in BY_CODE or dtype in _UNSUPPORTED:
         raise _Bad(f"{key!r} has the unknown dtype {dtype!r}")
-    if not isinstance(shape, list) or len(shape) > limits.dimensions or not all(_is_count(size) for size in shape):
+    if not isinstance(shape, list) or len(shape) > limits.dimensions or not all(map(_is_count, shape)):
         raise _Bad(f"{key!r} has the shape {shape!r}")
-    if not isinstance(offsets, list) or len(offsets) != 2 or not all(_is_count(offset) for offset in offsets):
+    if not isinstance(offsets, list) or len(offsets) != 2 or not all(map(_is_count, offsets)):
         raise _Bad(f"{key!r} has the data_offsets {offsets!r}")
     begin, end = offsets
-    spec = TensorSpec(BY_CODE[dtype], tuple(shape))
+    spec, nbytes = _spec(dtype, tuple(shape))
     if end < begin or base + end > file.size:
         raise _Bad(f"{key!r} lies at bytes {begin}–{end} of {file.size - base} (a truncated file?)")
-    if spec.nbytes != end - begin:
-        raise _Bad(f"{key!r} is {spec}, {spec.nbytes} bytes, but lies at bytes {begin}–{end}")
+    if nbytes != end - begin:
+        raise _Bad(f"{key!r} is {spec}, {nbytes} bytes, but lies at bytes {begin}–{end}")
     return TensorRef(spec, Extent(file, base + begin, end - begin))
+
+
+@lru_cache(maxsize=4096)
+def _spec(code: str, shape: tuple[int, ...]) -> tuple[TensorSpec, int]:
+    """One object for all equal specs, and its bytes: a model has many tensors of few shapes."""
+    spec = TensorSpec(BY_CODE[code], shape)
+    return spec, spec.nbytes
 
 
 def _is_count(value: Any) -> bool:
@@ -93,15 +104,18 @@ def _is_count(value: Any) -> bool:
 def _tile(tensors: Mapping[str, TensorRef], base: int, size: int) -> None:
     """The ranges must fill the file without a hole or an overlap."""
     at = base
-    extents = sorted(
-        (ref.source.offset, ref.nbytes, key) for key, ref in tensors.items() if isinstance(ref.source, Extent)
-    )
-    for offset, nbytes, key in extents:
-        if offset != at:
-            raise _Bad(f"{key!r} begins at byte {offset - base}, where the one before it ends at {at - base}")
-        at += nbytes
+    extents = [(ref.source, key) for key, ref in tensors.items() if isinstance(ref.source, Extent)]
+    extents.sort(key=_place)
+    for extent, key in extents:
+        if extent.offset != at:
+            raise _Bad(f"{key!r} begins at byte {extent.offset - base}, where the one before it ends at {at - base}")
+        at += extent.nbytes
     if at != size:
         raise _Bad(f"the tensors end at byte {at}, the file at {size}")
+
+
+def _place(one: tuple[Extent, str]) -> tuple[int, int, str]:
+    return one[0].offset, one[0].nbytes, one[1]
 
 
 def problems(ckpt: Checkpoint) -> list[Problem]:

@@ -19,7 +19,7 @@ from ckptsurgeon.formats._pickle import BadPickle, Truncated
 from ckptsurgeon.formats._plain import BadRecord
 from ckptsurgeon.formats._probe import Probe
 from ckptsurgeon.formats._rebuild import builders
-from ckptsurgeon.formats._tensors import Storage, persistent_loader
+from ckptsurgeon.formats._tensors import Storage, Storages
 from ckptsurgeon.limits import Limits
 from ckptsurgeon.sources import File, Record
 
@@ -52,7 +52,7 @@ def read(probe: Probe) -> Document:
                 raise LimitError(
                     f"its pickle is over the limit of {limits.pickle_bytes} bytes", path=file.path
                 ) from None
-            window = min(window * 4, file.size, limits.pickle_bytes)
+            window = min(window * 16, file.size, limits.pickle_bytes)
         except (BadPickle, BadRecord) as error:
             raise InputError(f"damaged: {error}", path=file.path, key=getattr(error, "key", None)) from None
 
@@ -67,10 +67,10 @@ def _parse(file: File, descriptor: int, data: bytes, limits: Limits) -> Any:
     sizes: dict[str, tuple[int, DType]] = {}
 
     def note(key: str, dtype: DType, elements: int, device: str) -> Storage:
-        known = sizes.setdefault(key, (elements, dtype))
-        if known[0] * known[1].itemsize != elements * dtype.itemsize:
-            raise BadRecord(f"the storage {key!r} has {known[0]} elements in one place and {elements} in another")
         nbytes = elements * dtype.itemsize
+        known = sizes.setdefault(key, (elements, dtype))
+        if known[0] * known[1].itemsize != nbytes:
+            raise BadRecord(f"the storage {key!r} has {known[0]} elements in one place and {elements} in another")
         return Storage(file, 0, nbytes, dtype, device, record=Record(key, 0, nbytes))
 
     tree, at = _load(data, start, note, limits)
@@ -80,6 +80,7 @@ def _parse(file: File, descriptor: int, data: bytes, limits: Limits) -> Any:
     except _BadStorage as error:
         error.key = _user(tree, error.storage)
         raise
+    del tree, keys  # a second tree is to come
 
     def place(key: str, dtype: DType, elements: int, device: str) -> Storage:
         if key not in offsets:
@@ -94,9 +95,7 @@ def _parse(file: File, descriptor: int, data: bytes, limits: Limits) -> Any:
 def _load(
     data: bytes, start: int, locate: Callable[[str, DType, int, str], Storage], limits: Limits
 ) -> tuple[Any, int]:
-    return _pickle.loads(
-        data, start=start, builders=builders(limits), persistent=persistent_loader(locate), limits=limits
-    )
+    return _pickle.loads(data, start=start, builders=builders(limits), persistent=Storages(locate), limits=limits)
 
 
 class _BadStorage(BadRecord):

@@ -20,7 +20,7 @@ from ckptsurgeon.formats._document import Document
 from ckptsurgeon.formats._plain import BadRecord
 from ckptsurgeon.formats._probe import Probe
 from ckptsurgeon.formats._rebuild import builders, graph_module
-from ckptsurgeon.formats._tensors import persistent_loader
+from ckptsurgeon.formats._tensors import Storages
 from ckptsurgeon.formats._zip import Member
 from ckptsurgeon.inert import Opaque
 
@@ -40,7 +40,7 @@ def read(probe: Probe) -> Document:
         raise InputError(f"holds {len(roots)} packages", path=probe.file.path)
     root = roots[0]
     locate = _archive.locator(probe, lambda key: f"{root}.data/{key}.storage", _archive.byteorder(probe, root))
-    load = _with_reduced(persistent_loader(locate), _Scripts(probe, root))
+    load = _with_reduced(Storages(locate), _Scripts(probe, root))
     known = builders(probe.limits)
     names = [name for name in probe.members if name.startswith(root) and not name.startswith(f"{root}.data/")]
     tree = {
@@ -88,7 +88,7 @@ class _Scripts:
         order = _archive.byteorder(self.probe, self.root)
         locate = _archive.locator(self.probe, lambda storage: f"{self.root}.data/{storage}", order)
         known = _scripted.builders(self.probe.limits)
-        return _archive.unpickled(self.probe, name, known, persistent_loader(locate))
+        return _archive.unpickled(self.probe, name, known, Storages(locate))
 
 
 def _with_reduced(load: Callable[[Any], Any], scripts: _Scripts) -> Callable[[Any], Any]:

@@ -16,7 +16,7 @@ from ckptsurgeon.formats._document import Document
 from ckptsurgeon.formats._layout import Layout
 from ckptsurgeon.formats._probe import Probe
 from ckptsurgeon.formats._rebuild import builders
-from ckptsurgeon.formats._tensors import persistent_loader
+from ckptsurgeon.formats._tensors import Storages
 
 NAME = "torch-zip"
 
@@ -49,5 +49,5 @@ def read(probe: Probe) -> Document:
         raise InputError(f"holds {len(roots)} pickles named data.pkl", path=probe.file.path)
     root = roots[0]
     locate = _archive.locator(probe, lambda key: f"{root}data/{key}", _archive.byteorder(probe, root))
-    tree = _archive.unpickled(probe, f"{root}data.pkl", builders(probe.limits), persistent_loader(locate))
+    tree = _archive.unpickled(probe, f"{root}data.pkl", builders(probe.limits), Storages(locate))
     return Document(probe.file.path, NAME, tree)

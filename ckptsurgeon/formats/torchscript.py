@@ -15,7 +15,7 @@ from ckptsurgeon.formats import _archive, _scripted
 from ckptsurgeon.formats._document import Document
 from ckptsurgeon.formats._plain import BadRecord
 from ckptsurgeon.formats._probe import Probe
-from ckptsurgeon.formats._tensors import persistent_loader
+from ckptsurgeon.formats._tensors import Storages
 
 NAME = "torchscript"
 
@@ -44,4 +44,4 @@ def read(probe: Probe) -> Document:
 def _pickled(probe: Probe, root: str, archive: str) -> Any:
     locate = _archive.locator(probe, lambda key: f"{root}{archive}/{key}", _archive.byteorder(probe, root))
     known = _scripted.builders(probe.limits)
-    return _archive.unpickled(probe, f"{root}{archive}.pkl", known, persistent_loader(locate))
+    return _archive.unpickled(probe, f"{root}{archive}.pkl", known, Storages(locate))

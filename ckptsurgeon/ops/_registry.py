@@ -41,7 +41,7 @@ class Param:
         return word if self.required else f"[{word}]"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Match:
     """The names that one application of an operation takes and makes.
 

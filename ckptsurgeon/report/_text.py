@@ -57,13 +57,10 @@ def columns(rows: Sequence[Sequence[str]], right: frozenset[int] = frozenset()) 
     """Rows as lines with aligned columns; the last column is not padded."""
     if not rows:
         return []
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     last = len(widths) - 1
-    lines = []
-    for row in rows:
-        cells = [
-            cell.rjust(width) if i in right else cell if i == last else cell.ljust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ]
-        lines.append("  ".join(cells).rstrip())
-    return lines
+    forms = (
+        f"{{:>{width}}}" if i in right else "{}" if i == last else f"{{:<{width}}}" for i, width in enumerate(widths)
+    )
+    line = "  ".join(forms).format
+    return [line(*row).rstrip() for row in rows]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from typing import TYPE_CHECKING, Any
 
@@ -19,16 +20,31 @@ _ORDER = ("shape", "dtype", "missing", "unexpected")
 _ALMOST = 0.9999995
 
 
-def text(diff: Diff) -> str:
-    """The differences, like keys merged, then those of values, the counts and the coverage."""
-    parts = [part for part in (_keys(diff), _values(diff)) if part]
+def text(diff: Diff, match: re.Pattern[str] | None = None, limit: int | None = None) -> str:
+    """The differences, like keys merged, then those of values, the counts and the coverage.
+
+    `match` and `limit` are about what is shown: the keys, and the rows of each table.  The counts and
+    the coverage are of the whole.
+    """
+    rows = diff.rows if match is None else tuple(row for row in diff.rows if match.search(row.key))
+    parts = [part for part in (_keys(diff, rows, limit), _values(rows, limit)) if part]
     return "\n".join(line for part in [*parts, _totals(diff)] for line in [*part, ""])[:-1]
 
 
-def _keys(diff: Diff) -> list[str]:
-    rows: list[list[str]] = []
+def _limited(rows: list[list[str]], limit: int | None, right: frozenset[int] = frozenset()) -> list[str]:
+    """A table with its head, of at most `limit` rows; a last line tells how many more there are."""
+    if len(rows) == 1:
+        return []
+    more = 0 if limit is None else max(0, len(rows) - 1 - limit)
+    shown = rows[: len(rows) - more]
+    lines = columns(shown, right) if len(shown) > 1 else []
+    return [*lines, f"… and {plural(more, 'more row')} (--limit, --match)"] if more else lines
+
+
+def _keys(diff: Diff, shown_rows: tuple[Row, ...], limit: int | None) -> list[str]:
+    rows = [["", "key", "", "checkpoint", "model" if diff.is_model else "target", ""]]
     for status in _ORDER:
-        found = {row.key: row for row in diff.rows if row.status == status}
+        found = {row.key: row for row in shown_rows if row.status == status}
         for merged in group(
             (key, (row.left, row.right, row.role, _buffer(row), row.mend and row.mend.text))
             for key, row in found.items()
@@ -45,20 +61,20 @@ def _keys(diff: Diff) -> list[str]:
                     _remark(row, len(merged.keys)),
                 ]
             )
-    return columns([["", "key", "", "checkpoint", "model" if diff.is_model else "target", ""], *rows]) if rows else []
+    return _limited(rows, limit)
 
 
-def _values(diff: Diff) -> list[str]:
+def _values(shown_rows: tuple[Row, ...], limit: int | None) -> list[str]:
     """A row for each tensor whose values differ, in file order."""
     rows = [["", "key", "differing", "max abs", "rel L2", "cosine", "nan", "inf"]]
-    for row in diff.rows:
+    for row in shown_rows:
         found = row.values
         if found is None or found.equal or row.right is None:
             continue
         of = "–" if found.differing is None else f"{found.differing:,} of {row.right.numel:,}"
         figures = [_figure(found.max_abs), _figure(found.relative_l2), _cosine(found.cosine)]
         rows.append(["values", shown(row.key), of, *figures, _counts(found.nan), _counts(found.inf)])
-    return columns(rows, right=frozenset(range(2, 8))) if len(rows) > 1 else []
+    return _limited(rows, limit, frozenset(range(2, 8)))
 
 
 def _figure(value: float | None) -> str:
@@ -95,9 +111,12 @@ def _spec(spec: TensorSpec | None) -> str:
 def _remark(row: Row, members: int) -> str:
     if row.mend is None:
         return _buffer(row)
-    if row.mend.rule is None:
+    if not row.mend.operation:
         return row.mend.text
-    return f"{row.mend.text}: {shown(row.mend.rule)}" if members == 1 else f"{row.mend.text} (a rule for each: --json)"
+    if members > 1:
+        return f"{row.mend.text} (a rule for each: --json)"
+    rule = row.mend.rule
+    return row.mend.text if rule is None else f"{row.mend.text}: {shown(rule)}"
 
 
 def _buffer(row: Row) -> str:
@@ -147,8 +166,10 @@ def _counted(diff: Diff) -> list[tuple[Any, str]]:
     return [(status, word) for status, word in kinds if status == "matched" or diff.count(status)]  # type: ignore[arg-type]
 
 
-def data(diff: Diff) -> dict[str, Any]:
-    """The JSON object of `ckpt diff --json`: every key of both sides."""
+def data(diff: Diff, match: re.Pattern[str] | None = None, limit: int | None = None) -> dict[str, Any]:
+    """The JSON object of `ckpt diff --json`: every key of both sides, or those that `match` and `limit` leave."""
+    rows = [row for row in diff.rows if match is None or match.search(row.key)]
+    kept = rows if limit is None else rows[:limit]
     coverage = diff.coverage
     statuses = ("matched", *(("values",) if diff.has_values else ()), *_ORDER)
     return {
@@ -174,7 +195,8 @@ def data(diff: Diff) -> dict[str, Any]:
             "tensors": diff.suggestion.tensors,
             "now": diff.suggestion.now,
         },
-        "keys": [_row(row, diff.has_values) for row in diff.rows],
+        "keys": [_row(row, diff.has_values) for row in kept],
+        "not_shown": len(rows) - len(kept),
     }
 
 

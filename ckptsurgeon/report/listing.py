@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from ckptsurgeon import formats
 from ckptsurgeon.checkpoint import Checkpoint
 from ckptsurgeon.formats import Document
 from ckptsurgeon.report._text import columns, plural, shown, size
-from ckptsurgeon.tensor import Quantizer, TensorRef
+from ckptsurgeon.sources import Absent
+from ckptsurgeon.tensor import Quantizer, TensorRef, TensorSpec
 
 if TYPE_CHECKING:
     from ckptsurgeon.stats import Stats
@@ -36,22 +38,47 @@ def figures(ckpt: Checkpoint, keys: list[str]) -> dict[str, Stats]:
 
 def text(ckpt: Checkpoint, keys: list[str], more: int, stats: Mapping[str, Stats] | None) -> str:
     """A row for each key, then what the file is as a whole."""
-    head = ["key", "dtype", "shape", "bytes"]
-    rows = [[*head, *(["min", "max", "mean", "std", "nan", "inf"] if stats is not None else []), ""]]
+    return "\n".join(lines(ckpt, keys, more, stats))
+
+
+def lines(ckpt: Checkpoint, keys: list[str], more: int, stats: Mapping[str, Stats] | None) -> Iterator[str]:
+    """The same, line by line."""
+    if keys:
+        yield from _rows(ckpt, keys, stats)
+    elif ckpt and not more:
+        yield "no key matches"
+    if more:
+        yield f"… and {plural(more, 'more key')} (--limit)"
+    if ckpt:
+        yield ""
+    yield from _summary(ckpt)
+
+
+def _rows(ckpt: Checkpoint, keys: list[str], stats: Mapping[str, Stats] | None) -> Iterator[str]:
+    """Most tensors are alike but for their names: what follows the name is laid out once for all that are."""
+    head = ("dtype", "shape", "bytes", *(("min", "max", "mean", "std", "nan", "inf") if stats is not None else ()), "")
+    rest: dict[tuple[str, ...], int] = {head: 0}
+    numbers = []
     for key in keys:
         ref = ckpt[key]
-        row = [shown(key) or "''", ref.dtype.name, str(list(ref.shape)), f"{ref.nbytes:,}"]
-        rows.append([*row, *(_figures(stats[key]) if stats is not None else []), shown(remark(ref))])
-    lines = columns(rows, right=frozenset(range(3, len(rows[0]) - 1))) if keys else []
-    if not keys and ckpt and not more:
-        lines.append("no key matches")
-    if more:
-        lines.append(f"… and {plural(more, 'more key')} (--limit)")
-    return "\n".join([*lines, *([""] if lines else []), *_summary(ckpt)])
+        cells = (*_spec(ref.spec), *(_figures(stats[key]) if stats is not None else ()), shown(remark(ref)))
+        numbers.append(rest.setdefault(cells, len(rest)))
+    tails = columns(list(rest), right=frozenset(range(2, len(head) - 1)))
+    names = [shown(key) or "''" for key in keys]
+    width = max(len("key"), max(map(len, names)))
+    for name, number in zip(("key", *names), (0, *numbers), strict=True):
+        yield f"{name:{width}}  {tails[number]}"
+
+
+@lru_cache(maxsize=1024)
+def _spec(spec: TensorSpec) -> tuple[str, str, str]:
+    return spec.dtype.name, str(list(spec.shape)), f"{spec.nbytes:,}"
 
 
 def remark(ref: TensorRef) -> str:
     """What else there is to say of a tensor: what it is to its model, and what kind of tensor."""
+    if ref.quantizer is None and ref.role != "buffer" and not isinstance(ref.source, Absent):
+        return "frozen parameter" if ref.stored is not None and ref.stored.frozen else ""
     words: list[str] = ["buffer"] if ref.role == "buffer" else []
     if ref.stored is not None and ref.stored.frozen:
         words.append("frozen parameter")

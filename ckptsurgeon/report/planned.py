@@ -36,7 +36,7 @@ def _step(step: Step) -> list[str]:
     if not step.edges:
         return [f"{shown(step.rule)}{_BY[step.by]}: nothing to change"]
     count = plural(len(step.edges), "tensor")
-    inputs, outputs = step.edges[0]
+    inputs, outputs = step.edges.first or ((), ())
     example = ""
     if step.rule.endswith("when=target"):
         one_by_one = [f"  {shown(old)} → {shown(new)}" for (old,), (new,) in step.edges]

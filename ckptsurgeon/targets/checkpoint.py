@@ -19,5 +19,6 @@ class _OwnValues:
 def target(ckpt: Checkpoint) -> Target:
     """The target that has the keys, dtypes and shapes of `ckpt`."""
     label = ckpt.origin.path if ckpt.origin else "the checkpoint"
-    entries = {key: TargetEntry(ref.spec) for key, ref in ckpt.items()}
+    shared = {spec: TargetEntry(spec) for spec in {ref.spec for ref in ckpt.values()}}
+    entries = {key: shared[ref.spec] for key, ref in ckpt.items()}
     return Target(label, entries, is_model=False, ties=ckpt.tied(), initial=_OwnValues(ckpt), tensors=ckpt.tensors)

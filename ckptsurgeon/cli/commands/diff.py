@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ckptsurgeon.cli._options import Json, Quiet, RecipeFile, Rules, Select
+from ckptsurgeon.cli._options import Json, Match, Quiet, RecipeFile, Rules, Select, compiled
 from ckptsurgeon.cli._progress import bar, busy
 from ckptsurgeon.cli._sink import NO, Sink, failing
 
@@ -34,6 +34,8 @@ def diff(
             "with --values only equal ones count.",
         ),
     ] = None,
+    match: Match = None,
+    limit: Annotated[int | None, typer.Option(min=0, metavar="N", help="At most N rows.")] = None,
     select: Select = None,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -48,6 +50,7 @@ def diff(
     from ckptsurgeon.report import difference
 
     sink = Sink(as_json, quiet)
+    pattern = compiled(match)
     rules = surgery.recipe(recipe, rule)
     if values:
         with bar(f"comparing with {b}", sink.shows_progress) as progress:
@@ -55,7 +58,7 @@ def diff(
     else:
         with busy(f"comparing with {b}", sink.shows_progress):
             found = surgery.diff(a, b, rules, select=select)
-    sink.result(lambda: difference.text(found), lambda: difference.data(found))
+    sink.result(lambda: difference.text(found, pattern, limit), lambda: difference.data(found, pattern, limit))
     enough = found.same if min_coverage is None else found.coverage.least >= min_coverage
     if not enough:
         raise typer.Exit(NO)

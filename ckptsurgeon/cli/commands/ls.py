@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from ckptsurgeon.cli._options import Json, Quiet, Select
+from ckptsurgeon.cli._options import Json, Match, Quiet, Select, compiled
 from ckptsurgeon.cli._progress import busy
 from ckptsurgeon.cli._sink import Sink, failing
 
@@ -16,9 +15,7 @@ from ckptsurgeon.cli._sink import Sink, failing
 @failing
 def ls(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="A checkpoint; its kind is found by its content.")],
-    match: Annotated[
-        str | None, typer.Option(metavar="PATTERN", help="Only keys in which this regex is found.")
-    ] = None,
+    match: Match = None,
     tree: Annotated[
         bool, typer.Option("--tree", help="Draw the whole object in the file, with everything beside the tensors.")
     ] = False,
@@ -43,10 +40,7 @@ def ls(
     sink = Sink(as_json, quiet)
     if (tree or extras) and (match or stats or (tree and extras)):
         raise UsageError("--tree and --extras stand alone, with --limit; --match and --stats are about tensors")
-    try:
-        pattern = None if match is None else re.compile(match)
-    except re.error as error:
-        raise UsageError(f"--match {match}: not a regular expression: {error}") from None
+    pattern = compiled(match)
     document = formats.inspect(file)
     if tree:
         from ckptsurgeon.report import tree as trees
@@ -67,4 +61,4 @@ def ls(
         keys, more = listing.selected(ckpt, pattern, limit)
         with busy("reading the values", stats and sink.shows_progress):
             figures = listing.figures(ckpt, keys) if stats else None
-        sink.result(lambda: listing.text(ckpt, keys, more, figures), lambda: listing.data(ckpt, keys, more, figures))
+        sink.result(lambda: listing.lines(ckpt, keys, more, figures), lambda: listing.data(ckpt, keys, more, figures))
