@@ -311,7 +311,7 @@ def peak(*words: str) -> int:
 
 
 def test_forty_thousand_keys_take_little_memory() -> None:
-    """Before whole records were read `ls` took 130 MiB, `diff` 180 and the plan 240."""
+    """In processes of their own, by the most that each ever held."""
     names = ("attn.qkv.weight", "attn.qkv.bias", "norm.weight", "norm.running_mean")
     torch.save({f"layers.{i // 4}.{names[i % 4]}": torch.zeros(2, 2) for i in range(40_000)}, "a.pth")
     rules = [rf"^layers\.(\d+)\.(.*) => stages.\1.{i}.\2" for i in range(1)] + [
