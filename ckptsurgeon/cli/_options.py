@@ -80,3 +80,10 @@ TiedNames = Annotated[
     ),
 ]
 Force = Annotated[bool, typer.Option("--force", help="Replace the output if it exists.")]
+InPlace = Annotated[
+    bool,
+    typer.Option(
+        "--in-place",
+        help="Rewrite only headers (and the index) of safetensors; what would move or change bytes is refused.",
+    ),
+]
