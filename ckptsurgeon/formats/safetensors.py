@@ -68,6 +68,8 @@ def header(probe: Probe) -> Header:
     try:
         raw = _own(probe) if old is None else old[8 : 8 + int.from_bytes(old[:8], "little")]
         tensors, metadata = parse(raw, file, size, probe.limits)
+        if old is not None:
+            tensors = {key: _as_it_was(ref, old) for key, ref in tensors.items()}
     except InputError as error:
         if pending is not None and pending.state == "stale":
             error.hint = f"{pending.path} beside it, of an in-place change, does not belong to it and cannot mend it"
@@ -75,6 +77,15 @@ def header(probe: Probe) -> Header:
     if File.of(file.path, os.fstat(probe.descriptor)) != file:
         raise InputError("changed while it was opened", path=file.path, hint="open it again")
     return Header(len(raw), tensors, metadata, size, None if pending is None else pending.remark)
+
+
+def _as_it_was(ref: TensorRef, old: bytes) -> TensorRef:
+    """A tensor that the new header grows over has its bytes in the side file."""
+    extent = ref.source
+    assert isinstance(extent, Extent)
+    if not ref.nbytes or extent.offset >= len(old):
+        return ref
+    return TensorRef(ref.spec, Inline(old[extent.offset : extent.offset + extent.nbytes]))
 
 
 def _own(probe: Probe) -> bytes:
