@@ -11,6 +11,7 @@ is the old or the new one (a header that is half written is a mixture of both) a
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -19,6 +20,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from ckptsurgeon.errors import InputError
 from ckptsurgeon.limits import Limits
 
 SUFFIX = ".inplace"
@@ -117,14 +119,17 @@ def encoded(side: Side) -> bytes:
 def load(path: str, region: int) -> Side | None:
     """The side file at a path, of beginnings of at most `region` bytes; None when there is none.
 
-    Raises BadSide when it is damaged, or too large to be one.
+    Raises BadSide when it is damaged, or too large to be one; InputError when it may be one and cannot be read.
     """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise BadSide(error.strerror) from None
+        if error.errno in (errno.ELOOP, errno.ENXIO):
+            raise BadSide("is no regular file") from None
+        hint = "it may hold the header that counts"
+        raise InputError(f"cannot be opened: {error.strerror}", path=path, hint=hint) from None
     with open(descriptor, "rb") as file:
         found = os.fstat(descriptor)
         if not stat.S_ISREG(found.st_mode) or found.st_size > 3 * region + _SLACK:

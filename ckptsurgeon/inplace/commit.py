@@ -26,9 +26,12 @@ from ckptsurgeon.inplace import disk, recovery
 from ckptsurgeon.inplace.changes import Changes, FileChange
 from ckptsurgeon.sources import File
 
+_MADE = "the change is made, and `ckpt verify --repair` completes it"
+
 
 def carry_out(changes: Changes) -> None:
-    """Rewrite what is to be rewritten, and sync it; when it fails, everything is as it was.
+    """Rewrite what is to be rewritten, and sync it; when it fails, everything is as it was, or the error says that it
+    is not.
 
     Raises OutputError when a file may not be written or another change of it is under way, InputError when one has
     changed since the plan was made.
@@ -45,8 +48,8 @@ def carry_out(changes: Changes) -> None:
                 _write(change)
             if changes.index is not None and changes.rewrites_index:
                 lock.replace(changes.index[1], _mode(changes.path))
-            _settle(changes, sides)
-        recovery.mend(changes.path, lock)
+            _settle(changes, sides[-1])
+        _complete(changes.path, lock)
 
 
 def _mode(path: str) -> int:
@@ -117,12 +120,19 @@ def _write(change: FileChange) -> None:
         os.close(descriptor)
 
 
-def _settle(changes: Changes, sides: list[Side]) -> None:
+def _settle(changes: Changes, side: Side) -> None:
     """The moment from which the change is made."""
-    side, folder = sides[-1], os.path.dirname(changes.path)
+    place = sidefile.beside(changes.path)
     if changes.index is None and not changes.freed:
-        disk.remove(sidefile.beside(changes.path))
+        disk.remove(place)
     else:
-        made = sidefile.encoded(replace(side, redo=True, old=b""))
-        disk.store(sidefile.beside(changes.path), made, _mode(changes.path))
-    disk.sync_folder(folder)
+        disk.store(place, sidefile.encoded(replace(side, redo=True, old=b"")), _mode(changes.path))
+
+
+def _complete(path: str, lock: disk.Lock) -> None:
+    try:
+        with disk.failures(path, _MADE):
+            disk.sync_folder(os.path.dirname(path))
+        recovery.mend(path, lock, _MADE)
+    except InputError as error:
+        raise OutputError(path, f"{error.cause}; {_MADE}") from error

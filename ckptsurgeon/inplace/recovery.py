@@ -84,14 +84,18 @@ class _Member:
     pending: Pending | None
 
 
-def mend(path: str, lock: disk.Lock) -> tuple[str, ...]:
-    """Take back or complete what was begun of a file that is held, and of its shards."""
+def mend(path: str, lock: disk.Lock, outcome: str = "what is left stays, and can be repaired") -> tuple[str, ...]:
+    """Take back or complete what was begun of a file that is held, and of its shards; `outcome` is what an error says
+    of the state that it leaves."""
     with formats.probe(path) as probe:
         is_index = not safetensors.sniff(probe)
         if is_index:
-            return _mend_set(path, lock, probe.read(probe.file.size, 0), sharded.read_index(probe))
+            text, index = probe.read(probe.file.size, 0), sharded.read_index(probe)
+    if is_index:
+        with disk.failures(path, outcome):
+            return _mend_set(path, lock, text, index)
     member = _member(path)
-    with disk.failures(path, "the side file is still there"):
+    with disk.failures(path, outcome):
         _put_right(member)
         _clean([path])
     return () if member.pending is None else (_words(path, member.pending),)
@@ -113,17 +117,16 @@ def _mend_set(path: str, lock: disk.Lock, text: bytes, index: sharded.Index) -> 
     names = set(index.weight_map.values()) | set(side.shards if side is not None else ())
     places = sorted(os.path.join(folder, name) for name in names)
     members = [_member(place) for place in places if os.path.isfile(place)]
-    with disk.failures(path, "the side files are still there"):
-        for member in members:
-            _put_right(member)
-        if pending is not None and side is not None:
-            if pending.state == "before" and text != side.old:
-                lock.replace(side.old, os.stat(path).st_mode)
-            if pending.state == "after":
-                _remove_emptied(folder, side.emptied, set(index.weight_map.values()))
-        disk.sync_folder(folder)
-        _clean(places)
-        _clean([path])
+    for member in members:
+        _put_right(member)
+    if pending is not None and side is not None:
+        if pending.state == "before" and text != side.old:
+            lock.replace(side.old, os.stat(path).st_mode)
+        if pending.state == "after":
+            _remove_emptied(folder, side.emptied, set(index.weight_map.values()))
+    disk.sync_folder(folder)
+    _clean(places)
+    _clean([path])
     left = [member.pending for member in members if member.pending is not None]
     found = [pending] if pending is not None else left[:1]
     return tuple(_words(path, one) for one in found)
