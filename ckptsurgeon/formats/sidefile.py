@@ -40,10 +40,11 @@ class BadSide(Exception):
 @dataclass(frozen=True)
 class Emptied:
     """A shard that has no tensor left and goes once the change is made: its name, its size, and the SHA-256 of
-    its header."""
+    its first `header` bytes."""
 
     name: str
     size: int
+    header: int
     digest: str
 
 
@@ -154,7 +155,8 @@ def _decoded(raw: bytes) -> Side:
         raise ValueError("its parts do not fill it")
     old, new = bytes(body[start : start + sizes[0]]), bytes(body[start + sizes[0] :])
     emptied = tuple(
-        Emptied(_name(one["name"]), _count(one["size"]), _text(one["digest"])) for one in told.pop("emptied")
+        Emptied(_name(one["name"]), _count(one["size"]), _count(one["header"]), _text(one["digest"]))
+        for one in told.pop("emptied")
     )
     shards = tuple(_name(name) for name in told.pop("shards"))
     part_of = None if told["part_of"] is None else _name(told["part_of"])

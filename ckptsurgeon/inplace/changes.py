@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shlex
@@ -15,7 +16,7 @@ from ckptsurgeon.formats import safetensors, sharded
 from ckptsurgeon.formats._aliases import FORMAT, restored
 from ckptsurgeon.formats.sidefile import Emptied
 from ckptsurgeon.inplace import disk
-from ckptsurgeon.inplace.headers import Misfit, Place, header_digest, place_of, rewritten
+from ckptsurgeon.inplace.headers import Misfit, Place, place_of, rewritten
 from ckptsurgeon.limits import DEFAULT, Limits
 from ckptsurgeon.plans import Plan
 from ckptsurgeon.rules import Recipe
@@ -233,9 +234,7 @@ def _made(
     merged: dict[str, str] = {}
     for name, (file, header) in found.headers.items():
         if found.index is not None and not wanted[name]:
-            with formats.probe(name, limits) as probe:
-                digest = header_digest(probe)
-            emptied.append(Emptied(os.path.basename(name), file.size, digest))
+            emptied.append(_emptied(file, 8 + header.length))
             continue
         own = {key: text for key, text in header.metadata.items() if key not in aliases}
         metadata = _metadata(own, plan.source.metadata, plan.result.metadata)
@@ -262,6 +261,15 @@ def _made(
             listed = {key: name for name, keys in wanted.items() for key in keys}
         index = (found.index.text, _index(plan, found.index, listed, physical, placed))
     return Changes(plan, found.path, tuple(files), tuple(emptied), index, nbytes)
+
+
+def _emptied(file: File, header: int) -> Emptied:
+    descriptor = file.open()
+    try:
+        digest = hashlib.sha256(disk.read(descriptor, header)).hexdigest()
+    finally:
+        os.close(descriptor)
+    return Emptied(os.path.basename(file.path), file.size, header, digest)
 
 
 def _metadata(own: Mapping[str, str], before: Mapping[str, str], after: Mapping[str, str]) -> dict[str, str]:

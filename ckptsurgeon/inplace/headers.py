@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from ckptsurgeon.errors import InputError, Problem
 from ckptsurgeon.formats import safetensors
 from ckptsurgeon.formats._aliases import FORMAT, restored
-from ckptsurgeon.formats._probe import Probe
 from ckptsurgeon.limits import Limits
 from ckptsurgeon.sources import Extent, File, Pieces, is_contiguous
 from ckptsurgeon.tensor import TensorRef
@@ -53,11 +51,6 @@ class Rewritten:
     region: bytes | None
     size: int
     aliases: Mapping[str, str]
-
-
-def header_digest(probe: Probe) -> str:
-    """The SHA-256 of a file's header, its length included."""
-    return hashlib.sha256(probe.read(8 + safetensors.header(probe).length, 0)).hexdigest()
 
 
 class Misfit(Exception):
