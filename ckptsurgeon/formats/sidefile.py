@@ -21,6 +21,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from ckptsurgeon.errors import InputError
+from ckptsurgeon.evaluate import read_exactly
 from ckptsurgeon.limits import Limits
 
 SUFFIX = ".inplace"
@@ -87,20 +88,16 @@ class Pending:
     def remark(self) -> str:
         """What a reader says of it."""
         subject = os.path.basename(self.path)
-        if self.state == "before" and self.side is not None:
-            what = self.side.part_of or self.side.name
-            return (
-                f"an in-place change of {what} was interrupted; it is read as it was before; "
-                "`ckpt verify --repair` puts it back"
-            )
-        if self.state == "after" and self.side is not None:
-            what = self.side.part_of or self.side.name
-            return f"an in-place change of {what} was interrupted at its end; `ckpt verify --repair` completes it"
-        if self.state == "idle":
-            return (
-                f"{subject} is left of an in-place change that changed nothing here; `ckpt verify --repair` removes it"
-            )
-        return f"{subject} is of another state of the file and not used; `ckpt verify --repair` removes it"
+        what = "" if self.side is None else self.side.part_of or self.side.name
+        if self.state == "before":
+            words, end = f"an in-place change of {what} was interrupted; it is read as it was before", "puts it back"
+        elif self.state == "after":
+            words, end = f"an in-place change of {what} was interrupted at its end", "completes it"
+        elif self.state == "idle":
+            words, end = f"{subject} is left of an in-place change, and changes nothing", "removes it"
+        else:
+            words, end = f"{subject} is of another state of the file, and not used", "removes it"
+        return f"{words}; `ckpt verify --repair` {end}"
 
 
 def beside(path: str) -> str:
@@ -131,11 +128,13 @@ def load(path: str, region: int) -> Side | None:
             raise BadSide("is no regular file") from None
         hint = "it may hold the header that counts"
         raise InputError(f"cannot be opened: {error.strerror}", path=path, hint=hint) from None
-    with open(descriptor, "rb") as file:
+    try:
         found = os.fstat(descriptor)
         if not stat.S_ISREG(found.st_mode) or found.st_size > 3 * region + _SLACK:
             raise BadSide("is no side file")
-        raw = file.read(3 * region + _SLACK)
+        raw = bytes(read_exactly(descriptor, found.st_size, 0, path))
+    finally:
+        os.close(descriptor)
     try:
         return _decoded(raw)
     except (ValueError, KeyError, TypeError, RecursionError) as error:

@@ -20,7 +20,7 @@ from ckptsurgeon.inplace.headers import Misfit, Place, place_of, rewritten
 from ckptsurgeon.limits import DEFAULT, Limits
 from ckptsurgeon.plans import Plan
 from ckptsurgeon.rules import Recipe
-from ckptsurgeon.sources import File
+from ckptsurgeon.sources import File, Inline
 from ckptsurgeon.tensor import TensorRef
 
 
@@ -100,6 +100,9 @@ def fit(plan: Plan, command: str, limits: Limits = DEFAULT) -> Changes:
     cause = _unfit(origin.path, origin.format)
     if cause is not None:
         return _refused(plan, [Problem(cause, kind="in-place")], command)
+    if any(isinstance(ref.source, Inline) for ref in plan.source.values()):  # only a dry run comes here with them
+        cause = f"an in-place change of {origin.path} was interrupted; `ckpt verify --repair` puts it back first"
+        return Changes(replace(plan, problems=(Problem(cause, kind="in-place"),)), origin.path)
     found = _opened(origin.path, plan, limits)
     wanted, problems = _placed(plan, found)
     problems += [replace(problem, kind="in-place") for problem in safetensors.problems(plan.result)]

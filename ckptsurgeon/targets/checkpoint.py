@@ -20,4 +20,12 @@ def target(ckpt: Checkpoint) -> Target:
     """The target that has the keys, dtypes and shapes of `ckpt`."""
     label = ckpt.origin.path if ckpt.origin else "the checkpoint"
     entries = {key: TargetEntry(ref.spec) for key, ref in ckpt.items()}
-    return Target(label, entries, is_model=False, ties=ckpt.tied(), initial=_OwnValues(ckpt), tensors=ckpt.tensors)
+    return Target(
+        label,
+        entries,
+        is_model=False,
+        ties=ckpt.tied(),
+        initial=_OwnValues(ckpt),
+        tensors=ckpt.tensors,
+        remarks=ckpt.remarks,
+    )

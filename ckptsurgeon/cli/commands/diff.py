@@ -55,6 +55,8 @@ def diff(
     else:
         with busy(f"comparing with {b}", sink.shows_progress):
             found = surgery.diff(a, b, rules, select=select)
+    for remark in found.remarks:
+        sink.note(remark)
     sink.result(lambda: difference.text(found), lambda: difference.data(found))
     enough = found.same if min_coverage is None else found.coverage.least >= min_coverage
     if not enough:
