@@ -454,3 +454,64 @@ def test_digests_of_the_data_are_the_same_before_and_after() -> None:
     cs.remap_in_place(FILE, ["strip module.", r"l(\d+)\.w => \1"])
     assert hashlib.sha256(data(FILE)).digest() == before
     assert len(load_file(FILE)) == 100
+
+
+# -- what comes in between -------------------------------------------------------------------------------------
+
+
+def test_a_change_that_was_interrupted_since_the_plan_is_not_run_over() -> None:
+    one_file()
+    changes = cs.surgery.prepare_in_place(FILE, ["strip module."])
+    Path("m/.a.safetensors.inplace").write_bytes(b"x")
+    with pytest.raises(cs.OutputError, match="was interrupted just now; run the command again"):
+        cs.surgery.carry_out_in_place(changes)
+    assert set(load_file(FILE)) == set(TENSORS)
+
+
+def test_the_hold_on_an_index_goes_over_to_the_new_one() -> None:
+    from ckptsurgeon.inplace import disk
+
+    three_shards()
+    with disk.locked(INDEX) as lock:
+        lock.replace(b"{}", 0o644)
+        assert Path(INDEX).read_bytes() == b"{}"
+        with pytest.raises(cs.OutputError, match="under way"), disk.locked(INDEX):
+            pass
+    with disk.locked(INDEX):
+        pass
+
+
+def test_a_header_that_changes_while_it_is_read_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    from ckptsurgeon.formats import safetensors
+
+    one_file()
+    real = safetensors.parse
+
+    def parse(*args: Any) -> Any:
+        os.utime(FILE, (1, 1))
+        return real(*args)
+
+    monkeypatch.setattr(safetensors, "parse", parse)
+    with pytest.raises(cs.InputError, match="changed while it was opened"):
+        cs.open(FILE)
+
+
+def test_a_plan_about_fewer_tensors_and_shards_elsewhere_are_refused() -> None:
+    from ckptsurgeon import inplace
+
+    one_file()
+    plan = cs.plan(FILE)
+    less = plan.source.replace(tensors={key: ref for key, ref in plan.source.items() if key != "module.a"})
+    made = inplace.fit(type(plan)(less, None, less, ()), "").plan
+    assert [problem.text for problem in made.problems] == [
+        "the plan does not know 'module.a' of the file; this writes a copy: "
+    ]
+    os.unlink(FILE)
+    os.rmdir("m")
+    three_shards()
+    os.mkdir("m/sub")
+    os.rename(f"m/{shard(2)}", f"m/sub/{shard(2)}")
+    Path(INDEX).write_text(Path(INDEX).read_text().replace(shard(2), f"sub/{shard(2)}"))
+    with pytest.raises(cs.PlanError, match=r"sub/.* is not in the folder of its index"):
+        cs.remap_in_place(INDEX, ["strip module."])
+    assert set(cs.open(INDEX)) == set(TENSORS)

@@ -101,7 +101,7 @@ def _begin(changes: Changes, sides: list[Side]) -> None:
     """The side files, on the disk; that of an index when all others are."""
     folder = os.path.dirname(changes.path)
     for side in sides:
-        if side.part_of is None:
+        if side.part_of is None and len(sides) > 1:
             disk.sync_folder(folder)
         path = os.path.join(folder, side.name)
         disk.store(sidefile.beside(path), sidefile.encoded(side), _mode(path))
