@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from ckptsurgeon.surgery import open_checkpoint as open  # noqa: A004, F401
     from ckptsurgeon.surgery import plan as plan
     from ckptsurgeon.surgery import remap as remap
+    from ckptsurgeon.surgery import remap_in_place as remap_in_place
     from ckptsurgeon.surgery import save as save
     from ckptsurgeon.surgery import target_of as target_of
     from ckptsurgeon.surgery import verify as verify
@@ -70,7 +71,7 @@ _HOMES = {
     "limits": ("Limits",),
     "plans": ("Plan",),
     "rules": ("Recipe", "Rule"),
-    "surgery": ("Written", "convert", "diff", "open", "plan", "remap", "save", "target_of", "verify"),
+    "surgery": ("Written", "convert", "diff", "open", "plan", "remap", "remap_in_place", "save", "target_of", "verify"),
     "tensor": ("TensorRef", "TensorSpec"),
     "verifier": ("Verification",),
 }

@@ -200,6 +200,7 @@ class Target:
     count, from another checkpoint. `others` are keys of its state dict that are no tensors, `ties`
     the groups of keys that share one parameter. `tensors` are those that it holds; None for a model
     that is only named, whose values a seed would have to make.
+    `remarks` are those of a checkpoint.
     """
 
     label: str
@@ -209,6 +210,7 @@ class Target:
     ties: tuple[tuple[str, ...], ...] = ()
     initial: InitialValues | None = None
     tensors: Mapping[str, TensorRef] | None = None
+    remarks: tuple[str, ...] = ()
 
     def initial_source(self, key: str, seed: int) -> Source:
         """How the value that the target itself would give `key` is made; UsageError if it has none."""

@@ -122,7 +122,7 @@ class Suggestion:
 class Diff:
     """A checkpoint against a target: rows in the target's order, then what the target lacks.
 
-    `has_values` tells whether the values were compared too.
+    `has_values` tells whether the values were compared too; `remarks` are those of both sides.
     """
 
     left: str
@@ -132,6 +132,7 @@ class Diff:
     coverage: Coverage
     suggestion: Suggestion | None = None
     has_values: bool = False
+    remarks: tuple[str, ...] = ()
 
     @property
     def same(self) -> bool:
@@ -172,7 +173,8 @@ def diff(left: Checkpoint, target: Target, *, values: bool = False, progress: Pr
     )
     suggestion = _suggested(left, target) if any(row.status == "missing" for row in rows) else None
     label = left.origin.path if left.origin else "the checkpoint"
-    return Diff(label, target.label, target.is_model, rows, coverage, suggestion, values)
+    remarks = tuple(dict.fromkeys((*left.remarks, *target.remarks)))
+    return Diff(label, target.label, target.is_model, rows, coverage, suggestion, values, remarks)
 
 
 def _with_values(

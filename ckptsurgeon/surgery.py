@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from ckptsurgeon.differ import Diff
     from ckptsurgeon.formats import Tied
+    from ckptsurgeon.inplace import Changes
     from ckptsurgeon.plans import Mismatched, Missing, Plan, Unexpected
     from ckptsurgeon.rules import Recipe, Rule
     from ckptsurgeon.stream import Budget, Progress
@@ -376,6 +377,68 @@ def remap(
     )  # fmt: skip
 
 
+def prepare_in_place(
+    source: Path,
+    rules: Rules = None,
+    to: Like | None = None,
+    *,
+    select: str | None = None,
+    dry_run: bool = False,
+    **how: Unpack[PlanOptions],
+) -> Changes:
+    """What a remap in place comes to: its `.plan`, and the headers that it rewrites; see `remap_in_place`.
+
+    What an interrupted one left of the file is put right first, unless it is a `dry_run`, and that is a warning of
+    the plan.
+    """
+    from ckptsurgeon import inplace
+    from ckptsurgeon.rules import Recipe
+
+    recipe = Recipe.of(rules)
+    repaired = () if dry_run else inplace.recover(source)
+    made = prepare(source, None, recipe, to, select=select, **how)
+    made = replace(made, warnings=(*repaired, *made.warnings))
+    return inplace.fit(made, inplace.command(source, recipe, to, {"select": select, **how}))
+
+
+def carry_out_in_place(changes: Changes) -> Written:
+    """Rewrite what `prepare_in_place` found; PlanError when the plan has problems."""
+    from ckptsurgeon import inplace
+
+    inplace.carry_out(changes)
+    made = changes.plan
+    return Written(
+        changes.path,
+        changes.nbytes,
+        made.source.origin.format if made.source.origin else "",
+        len(made.result),
+        made,
+        warnings=made.warnings,
+        files=changes.names,
+        removed=tuple(one.name for one in changes.emptied),
+    )
+
+
+def remap_in_place(
+    source: Path,
+    rules: Rules = None,
+    to: Like | None = None,
+    *,
+    select: str | None = None,
+    **how: Unpack[PlanOptions],
+) -> Written:
+    """Rename, drop and reshape tensors of a safetensors file, or of an index and its shards, by rewriting headers
+    only; no tensor moves, so it takes the same time whatever the file's size.
+
+    The options are those of `plan`.  A kill at any moment leaves the old or the new checkpoint: readers take the
+    right header from a side file, and `verify(repair=True)` or the next remap in place puts the files right.
+
+    Raises PlanError for what would move or change bytes or does not fit into the header, with the command that
+    writes a copy instead; OutputError for a file that has other names or cannot be written.  Then all is as it was.
+    """
+    return carry_out_in_place(prepare_in_place(source, rules, to, select=select, **how))
+
+
 def convert(
     source: Source,
     output: Path,
@@ -389,17 +452,29 @@ def convert(
 
 
 def verify(
-    source: Path, against: Source | None = None, *, select: str | None = None, progress: Progress | None = None
+    source: Path,
+    against: Source | None = None,
+    *,
+    select: str | None = None,
+    repair: bool = False,
+    progress: Progress | None = None,
 ) -> Verification:
     """Read every byte of a checkpoint and hold it against its checksums; with `against`, compare it
     with another one, values too.
 
+    With `repair` an in-place change that was interrupted is taken back, or completed if it was made; nothing else
+    is written, and `.repaired` says what was done.
     `.against` of the result is the comparison; None without `against`, and where the file is damaged.
     Raises InputError when a header or an index is not as it should be.
     """
     from ckptsurgeon import verifier
 
-    found = verifier.verify(formats.inspect(source), progress)
+    repaired: tuple[str, ...] = ()
+    if repair:
+        from ckptsurgeon import inplace
+
+        repaired = inplace.recover(source)
+    found = replace(verifier.verify(formats.inspect(source), progress), repaired=repaired)
     if against is None or not found.ok:
         return found
     return replace(found, against=diff(source, against, select=select, values=True, progress=progress))

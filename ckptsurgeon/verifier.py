@@ -28,7 +28,7 @@ class Verification:
     """What was found: `tensors` that were read and their `nbytes` in the file, `checksums` that were
     held against their bytes, tensors whose bytes the file does not hold (`absent`: sparse, meta …),
     `remarks` on what is odd but can be read, and `problems`.  `against` is the comparison with another
-    file, where one was asked for."""
+    file, where one was asked for; `repaired` says what a repair did before."""
 
     path: str
     format: str
@@ -40,6 +40,7 @@ class Verification:
     remarks: tuple[str, ...]
     problems: tuple[Problem, ...]
     against: Diff | None = None
+    repaired: tuple[str, ...] = ()
 
     @property
     def ok(self) -> bool:
@@ -76,7 +77,7 @@ def verify(document: Document, progress: Progress | None = None) -> Verification
         total,
         sum(extent.record is not None and extent.record.crc is not None for extent in stretches),
         tuple(name for name, ref in found if ref.absent is not None),
-        document.remarks,
+        (*document.interrupted, *document.remarks),
         tuple(problems),
     )
 

@@ -14,6 +14,8 @@ import torch
 from conftest import ROOT
 from markdown_it import MarkdownIt
 
+import ckptsurgeon as cs
+
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
 NOT_RUN = "<!-- not run: "
 
@@ -65,8 +67,6 @@ def test_the_blocks_of_a_page_run_as_they_say(page: Path, resnet_bundle: Path) -
         elif language == "python":
             exec(compile(text, where, "exec"), names)
         elif language == "yaml":
-            import ckptsurgeon as cs
-
             Path("recipe.yaml").write_text(text)
             assert cs.Recipe.load("recipe.yaml").rules
         else:
@@ -109,6 +109,7 @@ def test_the_json_objects_have_exactly_the_documented_fields(ckpt: Any, resnet_b
     quantized = torch._make_per_tensor_quantized_tensor(torch.ones(2, dtype=torch.int8), 0.5, 0)
     odd = {"q": quantized, "s": torch.eye(2).to_sparse(), "p": torch.nn.Parameter(torch.ones(1))}
     torch.save(odd, "odd.pth")
+    cs.convert("gan.pth", "b.safetensors", select="netG")
     raw = Path("gan.pth").read_bytes()
     Path("bad.pth").write_bytes(raw.replace(b"\0\0\x80?" * 2, b"\0\0\x80@" * 2))
     spec = "torchvision:resnet18,num_classes=10"
@@ -126,6 +127,7 @@ def test_the_json_objects_have_exactly_the_documented_fields(ckpt: Any, resnet_b
         ["diff", "gan.pth", "gan2.pth", "--select", ".", "--values"],
         ["remap", resnet_bundle, "--to", spec, "--fit", "-o", "b.pth"],
         ["remap", resnet_bundle, "--to", spec, "--dry-run"],
+        ["remap", "b.safetensors", "--in-place", "--dry-run"],
     ):
         data = ckpt(*words, "--json").json
         seen.setdefault(data["schema"], set()).update(fields(data))

@@ -95,6 +95,13 @@ Jobs = Annotated[
     typer.Option(min=1, max=256, metavar="N", help="Threads that move tensors; shards are written side by side."),
 ]
 Force = Annotated[bool, typer.Option("--force", help="Replace the output if it exists.")]
+InPlace = Annotated[
+    bool,
+    typer.Option(
+        "--in-place",
+        help="Rewrite only headers (and the index) of safetensors; what would move or change bytes is refused.",
+    ),
+]
 
 
 def compiled(match: str | None) -> re.Pattern[str] | None:

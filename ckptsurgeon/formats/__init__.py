@@ -9,7 +9,7 @@ from ckptsurgeon.formats import _tree
 from ckptsurgeon.formats._document import Document
 from ckptsurgeon.formats._layout import Layout
 from ckptsurgeon.formats._outputs import SHARD_SIZE, Output, Tied, check_extras, files, output, parse_size, problems
-from ckptsurgeon.formats._table import FORMATS, Format, inspect, members
+from ckptsurgeon.formats._table import FORMATS, Format, inspect, members, probe
 from ckptsurgeon.formats._tree import Candidate, summary
 from ckptsurgeon.formats._values import kind_of, tensor_of
 from ckptsurgeon.tensor import TensorRef
@@ -31,6 +31,7 @@ __all__ = [
     "optimizers",
     "output",
     "parse_size",
+    "probe",
     "problems",
     "summary",
     "tensor_of",

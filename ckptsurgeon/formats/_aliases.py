@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from ckptsurgeon.checkpoint import Checkpoint
 from ckptsurgeon.tensor import TensorRef
 
-_FORMAT = "format"
+FORMAT = "format"
 """Every file that torch reads has this entry, which is never an alias."""
 
 
@@ -22,7 +22,7 @@ def collapsed(ckpt: Checkpoint) -> Checkpoint:
         kept: list[str] = []
         for key in group:
             same = next((first for first in kept if ckpt[first].spec == ckpt[key].spec), None)
-            if same is None or key in ckpt.metadata or key == _FORMAT:
+            if same is None or key in ckpt.metadata or key == FORMAT:
                 kept.append(key)
             else:
                 aliases[key] = same
@@ -37,7 +37,7 @@ def restored(
 ) -> tuple[dict[str, TensorRef], Mapping[str, str]]:
     """With the names that the metadata calls aliases of tensors in the file, behind all others."""
     aliases = {
-        alias: kept for alias, kept in metadata.items() if kept in tensors and alias not in tensors and alias != _FORMAT
+        alias: kept for alias, kept in metadata.items() if kept in tensors and alias not in tensors and alias != FORMAT
     }
     if not aliases:
         return tensors, metadata

@@ -42,7 +42,8 @@ class Document:
     """A whole file as inert data: `root` is the object it holds, `metadata` the str → str map of
     formats that have one, `lacks` why a file of its kind has no state dict, where that is known.
 
-    A sharded one names its `shards`; `remarks` are what is odd about a file, though it can be read.
+    A sharded one names its `shards`; `remarks` are what is odd about a file, though it can be read;
+    `interrupted` says of in-place changes which were not finished.
     """
 
     path: str
@@ -52,6 +53,7 @@ class Document:
     lacks: str | None = None
     shards: tuple[str, ...] = ()
     remarks: tuple[str, ...] = ()
+    interrupted: tuple[str, ...] = ()
 
     @cached_property
     def candidates(self) -> tuple[Candidate, ...]:
@@ -121,5 +123,5 @@ class Document:
             raise InputError(f"holds a module without parameters and buffers; {_loose(found)}", path=self.path)
         extras, place = _splice.remove(self.root, found.path, found.rest)
         origin = Origin(self.path, self.format, found.path, place)
-        remarks = (_loose(found),) if found.loose else ()
+        remarks = (*self.interrupted, *([_loose(found)] if found.loose else []))
         return Checkpoint(found.tensors, dict(self.metadata), found.versions, extras, origin, remarks)

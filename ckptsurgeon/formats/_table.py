@@ -131,14 +131,20 @@ def _inspect(name: str, limits: Limits, *, is_shard: bool = False) -> Document:
         os.close(descriptor)
 
 
-def members(path: str, limits: Limits = DEFAULT) -> list[Extent]:
-    """Every member of a zip archive with its checksum, tensors or not; nothing for other files."""
+@contextlib.contextmanager
+def probe(path: str, limits: Limits = DEFAULT) -> Iterator[Probe]:
+    """A file as its format sees it, open for as long as the context lasts; InputError."""
     descriptor = _open(path)
     try:
-        file = File.of(path, os.fstat(descriptor))
-        found = Probe.of(file, descriptor, limits).members.values()
+        yield Probe.of(File.of(path, os.fstat(descriptor)), descriptor, limits)
     finally:
         os.close(descriptor)
+
+
+def members(path: str, limits: Limits = DEFAULT) -> list[Extent]:
+    """Every member of a zip archive with its checksum, tensors or not; nothing for other files."""
+    with probe(path, limits) as opened:
+        file, found = opened.file, opened.members.values()
     made: list[Extent] = []
     for member in found:
         begin = 0 if member.deflated else member.offset

@@ -6,8 +6,10 @@ Source: https://github.com/huggingface/safetensors (README, `safetensors/src/ten
 from __future__ import annotations
 
 import json
+import os
 import struct
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -15,7 +17,7 @@ from ckptsurgeon.checkpoint import Checkpoint
 from ckptsurgeon.dtypes import BY_CODE, DTYPES
 from ckptsurgeon.errors import InputError, LimitError, Problem
 from ckptsurgeon.evaluate import read_exactly
-from ckptsurgeon.formats import _json
+from ckptsurgeon.formats import _json, sidefile
 from ckptsurgeon.formats._aliases import restored
 from ckptsurgeon.formats._document import Document
 from ckptsurgeon.formats._layout import Layout
@@ -40,27 +42,79 @@ def sniff(probe: Probe) -> bool:
     return len(head) >= 9 and head[8:9] == b"{" and int.from_bytes(head[:8], "little") < 1 << 40
 
 
+@dataclass(frozen=True)
+class Header:
+    """The header of a file that counts: its JSON has `length` bytes; the `tensors` that lie in the file, without
+    aliases; the `size` that it gives the file; what was `pending` beside it, in words."""
+
+    length: int
+    tensors: dict[str, TensorRef]
+    metadata: Mapping[str, str]
+    size: int
+    pending: str | None = None
+
+
 def read(probe: Probe) -> Document:
     """The tensors in the file; InputError when the header is not what the specification allows."""
-    file, descriptor, limits = probe.file, probe.descriptor, probe.limits
-    length = int.from_bytes(read_exactly(descriptor, 8, 0, file.path), "little")
+    found = header(probe)
+    interrupted = () if found.pending is None else (found.pending,)
+    return Document(probe.file.path, NAME, *restored(found.tensors, found.metadata), interrupted=interrupted)
+
+
+def header(probe: Probe) -> Header:
+    """The file's own header, or the one that it had before a change that was interrupted (`sidefile`)."""
+    file = probe.file
+    pending = sidefile.of_file(file.path, file.size, probe.read, probe.limits)
+    old = pending.side.old if pending is not None and pending.side is not None and pending.state == "before" else None
+    size = file.size if pending is None else pending.size
+    try:
+        raw = _own(probe) if old is None else old[8 : 8 + int.from_bytes(old[:8], "little")]
+        tensors, metadata = parse(raw, file, size, probe.limits)
+        if old is not None:
+            tensors = {key: _as_it_was(ref, old) for key, ref in tensors.items()}
+    except InputError as error:
+        if pending is not None and pending.state == "stale":
+            error.hint = f"{pending.path} beside it, of an in-place change, does not belong to it and cannot mend it"
+        raise
+    if File.of(file.path, os.fstat(probe.descriptor)) != file:
+        raise InputError("changed while it was opened", path=file.path, hint="open it again")
+    return Header(len(raw), tensors, metadata, size, None if pending is None else pending.remark)
+
+
+def _as_it_was(ref: TensorRef, old: bytes) -> TensorRef:
+    """A tensor that the new header grows over has its bytes in the side file."""
+    extent = ref.source
+    assert isinstance(extent, Extent)
+    if not ref.nbytes or extent.offset >= len(old):
+        return ref
+    return TensorRef(ref.spec, Inline(old[extent.offset : extent.offset + extent.nbytes]))
+
+
+def _own(probe: Probe) -> bytes:
+    file, limits = probe.file, probe.limits
+    length = int.from_bytes(read_exactly(probe.descriptor, 8, 0, file.path), "little")
     if length > limits.safetensors_header:
         raise LimitError(f"a header of {length} bytes, over the limit of {limits.safetensors_header}", path=file.path)
     if 8 + length > file.size:
         raise InputError(f"truncated: a header of {length} bytes in a file of {file.size}", path=file.path)
-    raw = bytes(read_exactly(descriptor, length, 8, file.path))
+    return bytes(read_exactly(probe.descriptor, length, 8, file.path))
+
+
+def parse(raw: bytes, file: File, size: int, limits: Limits) -> tuple[dict[str, TensorRef], Mapping[str, str]]:
+    """The tensors and the metadata of a header's JSON, for a file of `size` bytes; InputError."""
     try:
-        header = _json.loads(raw)
+        found = _json.loads(raw)
+        base = 8 + len(raw)
         del raw
-        if not isinstance(header, dict):
+        if not isinstance(found, dict):
             raise _Bad("it is no object")
-        metadata = _metadata(header.pop("__metadata__", None))
-        tensors = {key: _entry(file, key, entry, 8 + length, limits) for key, entry in header.items()}
-        del header
-        _tile(tensors, 8 + length, file.size)
+        metadata = _metadata(found.pop("__metadata__", None))
+        tensors = {key: _entry(file, key, entry, base, size, limits) for key, entry in found.items()}
+        del found
+        _tile(tensors, base, size)
     except (_Bad, ValueError, RecursionError) as error:
         raise InputError(f"damaged safetensors header: {error}", path=file.path) from None
-    return Document(file.path, NAME, *restored(tensors, metadata))
+    return tensors, metadata
 
 
 def _metadata(value: Any) -> Mapping[str, str]:
@@ -71,7 +125,7 @@ def _metadata(value: Any) -> Mapping[str, str]:
     return value
 
 
-def _entry(file: File, key: str, entry: Any, base: int, limits: Limits) -> TensorRef:
+def _entry(file: File, key: str, entry: Any, base: int, size: int, limits: Limits) -> TensorRef:
     if not isinstance(entry, dict) or entry.keys() != _PARTS:
         raise _Bad(f"{key!r} is no entry of dtype, shape and data_offsets")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
@@ -83,8 +137,8 @@ def _entry(file: File, key: str, entry: Any, base: int, limits: Limits) -> Tenso
         raise _Bad(f"{key!r} has the data_offsets {offsets!r}")
     begin, end = offsets
     spec, nbytes = _spec(dtype, tuple(shape))
-    if end < begin or base + end > file.size:
-        raise _Bad(f"{key!r} lies at bytes {begin}–{end} of {file.size - base} (a truncated file?)")
+    if end < begin or base + end > size:
+        raise _Bad(f"{key!r} lies at bytes {begin}–{end} of {size - base} (a truncated file?)")
     if nbytes != end - begin:
         raise _Bad(f"{key!r} is {spec}, {nbytes} bytes, but lies at bytes {begin}–{end}")
     return TensorRef(spec, Extent(file, base + begin, end - begin))
@@ -191,14 +245,19 @@ def layout(ckpt: Checkpoint, root: Any) -> Layout:
     for key in order:
         begins[key] = at
         at += tensors[key].nbytes
-    header: dict[str, Any] = {"__metadata__": {**ckpt.metadata, "format": "pt"}}
-    for key, ref in tensors.items():
-        place = [begins[key], begins[key] + ref.nbytes]
-        header[key] = {"dtype": ref.dtype.code, "shape": list(ref.shape), "data_offsets": place}
-    raw = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
+    raw = header_json(tensors, begins, {**ckpt.metadata, "format": "pt"})
     raw += b" " * (-len(raw) % _ALIGN)
     parts: tuple[bytes | TensorRef, ...] = (len(raw).to_bytes(8, "little") + raw, *(tensors[key] for key in order))
     return Layout(parts)
+
+
+def header_json(tensors: Mapping[str, TensorRef], begins: Mapping[str, int], metadata: Mapping[str, str]) -> bytes:
+    """The JSON of a header, without blanks; `begins` are the tensors' first bytes behind it."""
+    made: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    for key, ref in tensors.items():
+        place = [begins[key], begins[key] + ref.nbytes]
+        made[key] = {"dtype": ref.dtype.code, "shape": list(ref.shape), "data_offsets": place}
+    return json.dumps(made, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
 
 
 def notes(ckpt: Checkpoint) -> list[str]:

@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from ckptsurgeon.checkpoint import Checkpoint
 from ckptsurgeon.errors import MOST_SHOWN, InputError, LimitError
-from ckptsurgeon.formats import _json
+from ckptsurgeon.formats import _json, sidefile
 from ckptsurgeon.formats._aliases import restored
 from ckptsurgeon.formats._document import Document
 from ckptsurgeon.formats._probe import Probe
@@ -32,11 +32,14 @@ Open = Callable[[str], Document]
 
 @dataclass(frozen=True)
 class Index:
-    """What an `index.json` says: key → file name, and its own metadata."""
+    """What an `index.json` says: key → file name, and its own metadata; its whole `text`, and what of an in-place
+    change was `interrupted`."""
 
     path: str
     weight_map: Mapping[str, str]
     metadata: Mapping[str, Any]
+    text: bytes = b""
+    interrupted: tuple[str, ...] = ()
 
 
 def sniff(probe: Probe) -> bool:
@@ -62,6 +65,7 @@ def read(probe: Probe, open_shard: Open) -> Document:
             hint="download or copy them beside it",
         )
     made = _Assembled(file.path)
+    made.interrupted += index.interrupted
     for name in names:
         made.add(name, _state(open_shard, os.path.join(folder, name)))
     made.compare(index)
@@ -73,10 +77,17 @@ def read_index(probe: Probe) -> Index:
     file, limits = probe.file, probe.limits
     if file.size > limits.index_bytes:
         raise LimitError(f"JSON of {file.size} bytes, over the limit of {limits.index_bytes}", path=file.path)
+    interrupted: tuple[str, ...] = ()
+    text = probe.read(file.size, 0)
+    pending = sidefile.of_index(file.path, text, limits)
+    if pending is not None:
+        interrupted = (pending.remark,)
+        text = pending.side.old if pending.side is not None and pending.state == "before" else text
     try:
-        found = _json.loads(probe.read(file.size, 0))
+        found = _json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise InputError(f"damaged JSON: {error}", path=file.path) from None
+        hint = None if pending is None else f"{pending.path} beside it does not belong to it and cannot mend it"
+        raise InputError(f"damaged JSON: {error}", path=file.path, hint=hint) from None
     weight_map = found.get("weight_map") if isinstance(found, dict) else None
     if not isinstance(weight_map, dict):
         raise InputError("is JSON text, no checkpoint: an index of shards has a `weight_map`", path=file.path)
@@ -84,7 +95,7 @@ def read_index(probe: Probe) -> Index:
         if not isinstance(name, str) or not _is_inside(name):
             raise InputError(f"names {name!r}, which is no file in its own folder", path=file.path, key=key)
     metadata = found.get("metadata")
-    return Index(file.path, weight_map, metadata if isinstance(metadata, dict) else {})
+    return Index(file.path, weight_map, metadata if isinstance(metadata, dict) else {}, text, interrupted)
 
 
 def _is_inside(name: str) -> bool:
@@ -119,11 +130,13 @@ class _Assembled:
         self.rest: dict[Any, Any] = {}
         self.wrong: list[tuple[str, str]] = []
         self.remarks: list[str] = []
+        self.interrupted: list[str] = []
 
     def add(self, name: str, opened: tuple[Document, Checkpoint]) -> None:
         document, ckpt = opened
         self.shards[name] = ckpt
         self.format = self.format or document.format
+        self.interrupted += document.interrupted
         for key, ref in ckpt.items():
             if key in self.tensors:
                 self.wrong.append((key, f"{key!r} stands in {self.shard_of[key]} and in {name}"))
@@ -177,7 +190,8 @@ class _Assembled:
         if self.versions:
             root._metadata = self.versions  # type: ignore[attr-defined]
         format = f"{_PREFIX}{self.format}" if self.format else SAFETENSORS  # an index of no tensors names no shard
-        return Document(self.path, format, root, metadata, None, self.paths(), tuple(self.remarks))
+        interrupted = tuple(dict.fromkeys(self.interrupted))
+        return Document(self.path, format, root, metadata, None, self.paths(), tuple(self.remarks), interrupted)
 
     def paths(self) -> tuple[str, ...]:
         """The shards' paths."""

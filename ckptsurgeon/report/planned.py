@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ckptsurgeon import formats
 from ckptsurgeon.plans import Plan, Step
@@ -11,11 +11,14 @@ from ckptsurgeon.report._text import percent, plural, shown, size
 from ckptsurgeon.report.grouping import group
 from ckptsurgeon.surgery import Written
 
+if TYPE_CHECKING:
+    from ckptsurgeon.inplace import Changes
+
 SCHEMA = "ckptsurgeon.remap/1"
 _BY = {"rule": "", "fit": " (found by --fit)", "policy": ""}
 
 
-def text(plan: Plan, written: Written | None, keep_extras: bool) -> str:
+def text(plan: Plan, written: Written | None, keep_extras: bool, changes: Changes | None = None) -> str:
     """The steps, everything that was dropped, changed or initialised, and the result."""
     lines = [line for step in plan.steps for line in _step(step)]
     lines += _section("changed to fit", _changed(plan), plan)
@@ -23,7 +26,8 @@ def text(plan: Plan, written: Written | None, keep_extras: bool) -> str:
     lines += _section("not in the checkpoint", plan.missing, plan)
     if plan.kept:
         lines += _section("kept, though no key of the target", dict.fromkeys(plan.kept, ""), plan)
-    return "\n".join([*lines, *_target(plan), *_end(plan, written, keep_extras)])
+    end = _in_place(changes, written) if changes is not None and plan.ok else _end(plan, written, keep_extras)
+    return "\n".join([*lines, *_target(plan), *end])
 
 
 def _changed(plan: Plan) -> dict[str, str]:
@@ -93,7 +97,22 @@ def _end(plan: Plan, written: Written | None, keep_extras: bool) -> list[str]:
     return lines + [f"not kept: {shown(name)}" for name in (written.lost if written is not None else ())]
 
 
-def data(plan: Plan, written: Written | None) -> dict[str, Any]:
+def _in_place(changes: Changes, written: Written | None) -> list[str]:
+    """Which headers are rewritten, and what goes."""
+    name, headers = shown(changes.path), len(changes.files)
+    if not changes.any:
+        return [f"nothing to change: {name} is left as it is"]
+    what = f"the header of {name}" if changes.index is None else f"{plural(headers, 'header')} of the shards of {name}"
+    if changes.rewrites_index:
+        what = f"{what} and the index" if headers else f"the index {name}"
+    done = "rewrote" if written is not None else "would rewrite"
+    lines = [f"{done} {what} in place: {size(changes.rewritten)} of {size(changes.nbytes)}; no tensor moves"]
+    if changes.emptied:
+        lines.append(f"shards without tensors, removed: {shown(', '.join(one.name for one in changes.emptied))}")
+    return [*lines, f"freed: {size(changes.freed)}"] if changes.freed else lines
+
+
+def data(plan: Plan, written: Written | None, changes: Changes | None = None) -> dict[str, Any]:
     """The JSON object of `ckpt remap --json` and `ckpt convert --json`."""
     origin = plan.source.origin
     return {
@@ -117,6 +136,14 @@ def data(plan: Plan, written: Written | None) -> dict[str, Any]:
             for p in plan.problems
         ],
         "result": [{"key": key, "dtype": ref.dtype.name, "shape": list(ref.shape)} for key, ref in plan.result.items()],
+        "in_place": None
+        if changes is None or not plan.ok
+        else {
+            "files": list(changes.names),
+            "removed": [one.name for one in changes.emptied],
+            "rewritten": changes.rewritten,
+            "freed": changes.freed,
+        },
         "written": None
         if written is None
         else {

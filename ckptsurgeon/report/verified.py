@@ -14,7 +14,7 @@ _SHOWN = 5
 
 def text(found: Verification) -> str:
     """What was read and checked, what is odd, and the comparison."""
-    lines = []
+    lines = [f"repaired: {shown(words)}" for words in found.repaired]
     if found.ok:
         files = f" in {plural(len(found.files), 'file')}" if len(found.files) > 1 else ""
         lines.append(f"{shown(found.path)}: {found.format}, whole{files}")
@@ -39,6 +39,7 @@ def data(found: Verification) -> dict[str, Any]:
         "nbytes": found.nbytes,
         "checksums": found.checksums,
         "absent": list(found.absent),
+        "repaired": list(found.repaired),
         "remarks": list(found.remarks),
         "problems": [{"text": problem.text, "key": problem.key} for problem in found.problems],
         "against": None if found.against is None else difference.data(found.against),

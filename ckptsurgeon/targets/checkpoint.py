@@ -21,4 +21,12 @@ def target(ckpt: Checkpoint) -> Target:
     label = ckpt.origin.path if ckpt.origin else "the checkpoint"
     shared = {spec: TargetEntry(spec) for spec in {ref.spec for ref in ckpt.values()}}
     entries = {key: shared[ref.spec] for key, ref in ckpt.items()}
-    return Target(label, entries, is_model=False, ties=ckpt.tied(), initial=_OwnValues(ckpt), tensors=ckpt.tensors)
+    return Target(
+        label,
+        entries,
+        is_model=False,
+        ties=ckpt.tied(),
+        initial=_OwnValues(ckpt),
+        tensors=ckpt.tensors,
+        remarks=ckpt.remarks,
+    )

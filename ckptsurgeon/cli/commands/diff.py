@@ -58,6 +58,8 @@ def diff(
     else:
         with busy(f"comparing with {b}", sink.shows_progress):
             found = surgery.diff(a, b, rules, select=select)
+    for remark in found.remarks:
+        sink.note(remark)
     sink.result(lambda: difference.text(found, pattern, limit), lambda: difference.data(found, pattern, limit))
     enough = found.same if min_coverage is None else found.coverage.least >= min_coverage
     if not enough:

@@ -10,6 +10,7 @@ import typer
 from ckptsurgeon.cli._options import (
     Dtype,
     Force,
+    InPlace,
     Jobs,
     Json,
     KeepExtras,
@@ -31,7 +32,9 @@ from ckptsurgeon.cli._sink import NO, Sink, failing, problems
 
 @failing
 def remap(
-    source: Annotated[Path, typer.Argument(metavar="IN", help="The checkpoint to change; it is left as it is.")],
+    source: Annotated[
+        Path, typer.Argument(metavar="IN", help="The checkpoint to change; it is left as it is, but for --in-place.")
+    ],
     output: Annotated[
         str | None,
         typer.Option(
@@ -61,6 +64,7 @@ def remap(
     max_memory: MaxMemory = None,
     jobs: Jobs = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and write nothing.")] = False,
+    in_place: InPlace = False,
     force: Force = False,
     allow_unused: Annotated[bool, typer.Option("--allow-unused", help="Tolerate rules that match nothing.")] = False,
     select: Select = None,
@@ -72,38 +76,55 @@ def remap(
     Rules rename, drop, reshape and cast tensors. Nothing unresolved is ever written: a rule that
     matches nothing, two tensors of one name, and with --to every key that is unexpected, missing
     or of another shape, is a problem (exit 1) unless a policy settles it. --fit settles all of them.
+
+    With --in-place the file itself is changed, in no time whatever its size. A kill at any moment leaves
+    the old or the new checkpoint, and the next --in-place or `ckpt verify --repair` puts the files right.
     """
     from ckptsurgeon import surgery
     from ckptsurgeon.errors import UsageError
     from ckptsurgeon.report import planned
 
     sink = Sink(as_json, quiet)
-    if output is None and not dry_run:
+    if output is None and not dry_run and not in_place:
         raise UsageError("-o OUT is missing; --dry-run shows the plan without it")
+    about_output = {"-o": output, "--keep-extras": keep_extras, "--shard-size": shard_size, "--force": force}
+    given = [name for name, value in about_output.items() if value] + (["--tied"] if tied is Tied.alias else [])
+    if in_place and given:
+        raise UsageError(f"--in-place writes no other file, and {given[0]} is about one; leave one of them away")
     rules = surgery.recipe(recipe, rule)
+    how: surgery.PlanOptions = {
+        "unexpected": None if unexpected is None else unexpected.value,
+        "mismatched": None if mismatched is None else mismatched.value,
+        "missing": None if missing is None else missing.value,
+        "fit": fit,
+        "dtype": dtype,
+        "seed": seed,
+        "allow_unused": allow_unused,
+    }
+    changes = None
     with busy("planning", sink.shows_progress):
-        plan = surgery.prepare(
-            source,
-            output,
-            rules,
-            to,
-            select=select,
-            unexpected=None if unexpected is None else unexpected.value,
-            mismatched=None if mismatched is None else mismatched.value,
-            missing=None if missing is None else missing.value,
-            fit=fit,
-            dtype=dtype,
-            seed=seed,
-            keep_extras=keep_extras,
-            shard_size=shard_size,
-            tied=tied.value,
-            max_memory=max_memory,
-            jobs=jobs,
-            allow_unused=allow_unused,
-            force=force or dry_run,
-        )
+        if in_place:
+            changes = surgery.prepare_in_place(source, rules, to, select=select, dry_run=dry_run, **how)
+            plan = changes.plan
+        else:
+            plan = surgery.prepare(
+                source,
+                output,
+                rules,
+                to,
+                select=select,
+                keep_extras=keep_extras,
+                shard_size=shard_size,
+                tied=tied.value,
+                max_memory=max_memory,
+                jobs=jobs,
+                force=force or dry_run,
+                **how,
+            )
     written = None
-    if plan.ok and not dry_run and output is not None:
+    if plan.ok and not dry_run and changes is not None:
+        written = surgery.carry_out_in_place(changes)
+    elif plan.ok and not dry_run and output is not None:
         with bar(f"writing {Path(output).name}", sink.shows_progress) as progress:
             written = surgery.carry_out(
                 plan,
@@ -119,7 +140,9 @@ def remap(
     for warning in written.warnings if written is not None else plan.warnings if plan.ok else ():
         sink.note(f"warning: {warning}")
     if plan.ok or dry_run or as_json:
-        sink.result(lambda: planned.text(plan, written, keep_extras), lambda: planned.data(plan, written))
+        sink.result(
+            lambda: planned.text(plan, written, keep_extras, changes), lambda: planned.data(plan, written, changes)
+        )
     if not plan.ok:
         problems(plan.problems)
         raise typer.Exit(NO)

@@ -18,6 +18,9 @@ def verify(
     against: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Another checkpoint that must hold the same values.")
     ] = None,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="First take back or complete a `remap --in-place` that was interrupted.")
+    ] = False,
     select: Select = None,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -32,7 +35,7 @@ def verify(
 
     sink = Sink(as_json, quiet)
     with bar(f"reading {file.name}", sink.shows_progress) as progress:
-        found = surgery.verify(file, against, select=select, progress=progress)
+        found = surgery.verify(file, against, select=select, repair=repair, progress=progress)
     if found.ok or as_json:
         sink.result(lambda: verified.text(found), lambda: verified.data(found))
     if not found.ok:
