@@ -103,7 +103,8 @@ class Suggestion:
 class Diff:
     """A checkpoint against a target: rows in the target's order, then what the target lacks.
 
-    `has_values` tells whether the values were compared too.
+    `has_values` tells whether the values were compared too, `is_cached` whether the target's header is
+    from the cache.
     """
 
     left: str
@@ -113,6 +114,7 @@ class Diff:
     coverage: Coverage
     suggestion: Suggestion | None = None
     has_values: bool = False
+    is_cached: bool = False
 
     @property
     def same(self) -> bool:
@@ -149,7 +151,7 @@ def diff(left: Checkpoint, target: Target, *, values: bool = False, progress: Pr
     )
     suggestion = _suggested(left, target) if any(row.status == "missing" for row in rows) else None
     label = left.origin.path if left.origin else "the checkpoint"
-    return Diff(label, target.label, target.is_model, rows, coverage, suggestion, values)
+    return Diff(label, target.label, target.is_model, rows, coverage, suggestion, values, target.cached)
 
 
 def _with_values(

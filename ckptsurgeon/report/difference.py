@@ -156,6 +156,7 @@ def data(diff: Diff) -> dict[str, Any]:
         "checkpoint": diff.left,
         "target": diff.right,
         "target_is_model": diff.is_model,
+        "target_is_cached": diff.is_cached,
         "same": diff.same,
         "counts": {status: diff.count(status) for status in statuses},
         "coverage": {

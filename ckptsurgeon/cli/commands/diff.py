@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ckptsurgeon.cli._options import Json, Quiet, RecipeFile, Rules, Select
+from ckptsurgeon.cli._options import Json, NoCache, Quiet, RecipeFile, Rules, Select
 from ckptsurgeon.cli._progress import bar, busy
 from ckptsurgeon.cli._sink import NO, Sink, failing
 
@@ -35,6 +35,7 @@ def diff(
         ),
     ] = None,
     select: Select = None,
+    no_cache: NoCache = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -51,10 +52,12 @@ def diff(
     rules = surgery.recipe(recipe, rule)
     if values:
         with bar(f"comparing with {b}", sink.shows_progress) as progress:
-            found = surgery.diff(a, b, rules, select=select, values=True, progress=progress)
+            found = surgery.diff(a, b, rules, select=select, values=True, cache=not no_cache, progress=progress)
     else:
         with busy(f"comparing with {b}", sink.shows_progress):
-            found = surgery.diff(a, b, rules, select=select)
+            found = surgery.diff(a, b, rules, select=select, cache=not no_cache)
+    if found.is_cached:
+        sink.cached(found.right)
     sink.result(lambda: difference.text(found), lambda: difference.data(found))
     enough = found.same if min_coverage is None else found.coverage.least >= min_coverage
     if not enough:

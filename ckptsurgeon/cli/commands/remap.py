@@ -16,6 +16,7 @@ from ckptsurgeon.cli._options import (
     MaxMemory,
     Mismatched,
     Missing,
+    NoCache,
     Quiet,
     RecipeFile,
     Rules,
@@ -64,6 +65,7 @@ def remap(
     force: Force = False,
     allow_unused: Annotated[bool, typer.Option("--allow-unused", help="Tolerate rules that match nothing.")] = False,
     select: Select = None,
+    no_cache: NoCache = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -100,8 +102,11 @@ def remap(
             max_memory=max_memory,
             jobs=jobs,
             allow_unused=allow_unused,
+            cache=not no_cache,
             force=force or dry_run,
         )
+    if plan.target is not None and plan.target.cached:
+        sink.cached(plan.target.label)
     written = None
     if plan.ok and not dry_run and output is not None:
         with bar(f"writing {Path(output).name}", sink.shows_progress) as progress:
