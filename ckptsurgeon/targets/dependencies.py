@@ -35,7 +35,7 @@ LIBRARIES = ("torchvision", "timm", "transformers")
 _SCHEMA = 1
 _MOST_BYTES = 64 << 20
 """Files that are hashed at each look-up must be worth it: building the model may be cheaper."""
-_METADATA = (".dist-info", ".egg-info", ".egg-link", ".pth")
+_METADATA = (".dist-info", ".egg-info", ".egg-link")
 _AT_START = ("sitecustomize", "usercustomize")
 _TICK = 20_000_000
 """Nanoseconds by which a file's time may lag behind the clock."""
