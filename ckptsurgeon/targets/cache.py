@@ -219,13 +219,14 @@ def _store(place: str, made: Target, trace: Trace) -> None:
 def _tidy(folder: str) -> None:
     """Drop entries that were of no use for long, those beyond a number, and what a crash left half-written."""
     now, found = time.time(), []
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            age = now - entry.stat(follow_symlinks=False).st_mtime
-            if _NAME.fullmatch(entry.name):
-                found.append((age, entry.path))
-            elif entry.name.endswith(".part") and age > _STALE:
-                os.unlink(entry.path)
+    for name in os.listdir(folder):
+        path = os.path.join(folder, name)
+        with suppress(OSError):  # another process tidies too
+            age = now - os.lstat(path).st_mtime
+            if _NAME.fullmatch(name):
+                found.append((age, path))
+            elif name.endswith(".part") and age > _STALE:
+                os.unlink(path)
     for at, (age, path) in enumerate(sorted(found)):
         if at >= _MOST_ENTRIES or age > _LONGEST_UNUSED:
             with suppress(OSError):

@@ -138,9 +138,9 @@ class Trace:
         digests = Digests()
         try:
             same = all(digests.of(path) == digest for path, digest in self.files.items())
-        except (OSError, UntraceableError):
+            return same and all(_origin(search, spec) == origin for search, origin in self.imports.items())
+        except (OSError, ValueError, UntraceableError):  # ValueError: a NUL in a path
             return False
-        return same and all(_origin(search, spec) == origin for search, origin in self.imports.items())
 
 
 def _origin(search: Search, spec: Spec) -> str | None:
