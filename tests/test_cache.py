@@ -225,6 +225,16 @@ def test_whatever_a_header_of_own_code_depends_on_makes_it_worthless_when_it_cha
     assert not is_kept(text, "elsewhere", **variables)
 
 
+def test_the_same_words_in_another_folder_mean_another_file() -> None:
+    os.mkdir("elsewhere")
+    for name in ("alone.py", "elsewhere/alone.py"):
+        Path(name).write_text("import torch\ndef make(): return torch.nn.Linear(3, 3)\n")
+    settled()
+    run("diff", "a.pth", "alone.py:make")
+    assert is_kept("alone.py:make")
+    assert not is_kept("alone.py:make", "elsewhere")
+
+
 def test_whatever_a_folder_of_transformers_says_makes_its_header_worthless_when_it_changes() -> None:
     write_bert()
     run("diff", "a.pth", "transformers:bert")
