@@ -256,6 +256,12 @@ def test_whatever_a_folder_of_transformers_says_makes_its_header_worthless_when_
         assert is_kept("transformers:bert")
 
 
+def test_a_folder_is_meant_before_a_type_even_if_it_is_empty() -> None:
+    by_type = cache._place(spec.parse("transformers:bert"))
+    os.mkdir("bert")
+    assert cache._place(spec.parse("transformers:bert")) != by_type
+
+
 def test_a_changed_model_is_seen_anew() -> None:
     write_code()
     assert run("diff", "a.pth", "code/net.py:make")[0].code == 0
