@@ -199,8 +199,8 @@ class Target:
     `label` names it in reports. `is_model` tells a model, whose dtypes are shown but do not
     count, from another checkpoint. `others` are keys of its state dict that are no tensors, `ties`
     the groups of keys that share one parameter. `tensors` are those that it holds; None for a model
-    that is only named, whose values a seed would have to make.
-    `remarks` are those of a checkpoint.
+    that is only named, whose values a seed would have to make. `cached` tells that the model was not
+    built: all of this was kept from an earlier time. `remarks` are those of a checkpoint.
     """
 
     label: str
@@ -211,6 +211,7 @@ class Target:
     initial: InitialValues | None = None
     tensors: Mapping[str, TensorRef] | None = None
     remarks: tuple[str, ...] = ()
+    cached: bool = False
 
     def initial_source(self, key: str, seed: int) -> Source:
         """How the value that the target itself would give `key` is made; UsageError if it has none."""

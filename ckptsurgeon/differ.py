@@ -122,7 +122,8 @@ class Suggestion:
 class Diff:
     """A checkpoint against a target: rows in the target's order, then what the target lacks.
 
-    `has_values` tells whether the values were compared too; `remarks` are those of both sides.
+    `has_values` tells whether the values were compared too, `is_cached` whether the target's header is
+    from the cache; `remarks` are those of both sides.
     """
 
     left: str
@@ -133,6 +134,7 @@ class Diff:
     suggestion: Suggestion | None = None
     has_values: bool = False
     remarks: tuple[str, ...] = ()
+    is_cached: bool = False
 
     @property
     def same(self) -> bool:
@@ -174,7 +176,7 @@ def diff(left: Checkpoint, target: Target, *, values: bool = False, progress: Pr
     suggestion = _suggested(left, target) if any(row.status == "missing" for row in rows) else None
     label = left.origin.path if left.origin else "the checkpoint"
     remarks = tuple(dict.fromkeys((*left.remarks, *target.remarks)))
-    return Diff(label, target.label, target.is_model, rows, coverage, suggestion, values, remarks)
+    return Diff(label, target.label, target.is_model, rows, coverage, suggestion, values, remarks, target.cached)
 
 
 def _with_values(

@@ -75,16 +75,18 @@ def _is_ambiguous(thing: Like) -> bool:
     return document.main is None and bool(document.candidates)
 
 
-def target_of(thing: Like, select: str | None = None) -> Target:
+def target_of(thing: Like, select: str | None = None, *, cache: bool = True) -> Target:
     """What a checkpoint must fit: an `nn.Module`, a model spec, a path, a Checkpoint or a Target.
 
     An existing path wins over a spec; `select` picks one of several state dicts in the file, where
-    none is clearly the main one.  Raises TargetError or InputError.
+    none is clearly the main one.  The header of a spec is kept in the user's cache folder and taken from
+    there (`.cached`), in a process that has not imported torch yet; without `cache` it is made anew.
+    Raises TargetError or InputError.
     """
     if isinstance(thing, os.PathLike) or (isinstance(thing, str) and not targets.is_spec(thing)):
         document = formats.inspect(thing)
         return targets.of(document.checkpoint(select if document.main is None and document.candidates else None))
-    return targets.of(thing)
+    return targets.of(thing, cache)
 
 
 def diff(
@@ -94,20 +96,21 @@ def diff(
     *,
     select: str | None = None,
     values: bool = False,
+    cache: bool = True,
     progress: Progress | None = None,
 ) -> Diff:
     """A checkpoint (after `rules`, if any) against a model or another checkpoint; headers only.
 
     With `values` the tensors that both have with one shape are read, block by block, and compared
-    too (`Row.values`); then those of a model are what the live module holds.  `progress` is called
-    with the bytes read so far and those to read.
+    too (`Row.values`); then those of a model are what the live module holds.  `cache` is that of
+    `target_of`.  `progress` is called with the bytes read so far and those to read.
 
     Raises PlanError when a rule cannot be applied; with `values` UsageError for a model spec, which
     has none, and InputError when a tensor cannot be read.
     """
     from ckptsurgeon import differ
 
-    against = target_of(target, select)
+    against = target_of(target, select, cache=cache)
     if not values:
         against = replace(against, tensors=None, initial=None)  # names, dtypes and shapes are enough: half the memory
     if rules is None:
@@ -131,6 +134,7 @@ class PlanOptions(TypedDict, total=False):
     dtype: str | DType | None
     seed: int
     allow_unused: bool
+    cache: bool
 
 
 def plan(
@@ -146,6 +150,7 @@ def plan(
     dtype: str | DType | None = None,
     seed: int = 0,
     allow_unused: bool = False,
+    cache: bool = True,
 ) -> Plan:
     """Plan a surgery; no tensor is read, nothing is written, and every problem is in `.problems`.
 
@@ -155,7 +160,8 @@ def plan(
     size 1) or "overlap" (copy what both have, initialise the rest); `missing` keys are an "error",
     "init" (as the model does, from `seed`) or "skip".  `fit` stands for drop, reshape and init, takes
     wrappers such as `module.` off the names, and drops what still has another shape.  `dtype`
-    casts the floating tensors of the result; `allow_unused` tolerates rules that match nothing.
+    casts the floating tensors of the result; `allow_unused` tolerates rules that match nothing;
+    `cache` is that of `target_of`.
 
     Raises RuleError for rules that cannot be read, UsageError for policies without `to`.
     """
@@ -168,7 +174,7 @@ def plan(
     return planner.plan(
         ckpt,
         recipe,
-        None if to is None else target_of(to, select),
+        None if to is None else target_of(to, select, cache=cache),
         Policies(unexpected, mismatched, missing, fit),
         dtype=as_dtype(dtype),
         seed=seed,

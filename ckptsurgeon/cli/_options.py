@@ -94,6 +94,9 @@ Jobs = Annotated[
     int | None,
     typer.Option(min=1, max=256, metavar="N", help="Threads that move tensors; shards are written side by side."),
 ]
+NoCache = Annotated[
+    bool, typer.Option("--no-cache", help="Build the model of a spec anew, though its header is in the cache.")
+]
 Force = Annotated[bool, typer.Option("--force", help="Replace the output if it exists.")]
 InPlace = Annotated[
     bool,

@@ -42,6 +42,10 @@ class Sink:
         if not self.quiet:
             typer.echo(f"ckpt: {_encodable(text)}", err=True)
 
+    def cached(self, label: str) -> None:
+        """The note that a model was not built: an answer from the cache must not pass for a fresh one."""
+        self.note(f"the header of {label} is from the cache; --no-cache builds the model anew")
+
     @property
     def shows_progress(self) -> bool:
         return not self.quiet and not self.as_json and sys.stderr.isatty()

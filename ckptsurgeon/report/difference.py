@@ -177,6 +177,7 @@ def data(diff: Diff, match: re.Pattern[str] | None = None, limit: int | None = N
         "checkpoint": diff.left,
         "target": diff.right,
         "target_is_model": diff.is_model,
+        "target_is_cached": diff.is_cached,
         "same": diff.same,
         "counts": {status: diff.count(status) for status in statuses},
         "coverage": {

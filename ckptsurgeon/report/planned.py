@@ -120,6 +120,7 @@ def data(plan: Plan, written: Written | None, changes: Changes | None = None) ->
         "source": origin.path if origin else None,
         "select": origin.selected if origin else None,
         "target": plan.target.label if plan.target else None,
+        "target_is_cached": plan.target is not None and plan.target.cached,
         "ok": plan.ok,
         "steps": [
             {"rule": step.rule, "by": step.by, "note": step.note, "edges": [[list(i), list(o)] for i, o in step.edges]}

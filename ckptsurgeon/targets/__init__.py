@@ -16,8 +16,9 @@ def is_spec(name: str) -> bool:
     return not os.path.exists(name) and spec.looks_like(name)
 
 
-def of(thing: object) -> Target:
-    """The target that `thing` is: a Target, a Checkpoint, an `nn.Module`, or a model spec.
+def of(thing: object, cache: bool = True) -> Target:
+    """The target that `thing` is: a Target, a Checkpoint, an `nn.Module`, or a model spec, whose header may
+    come from the cache.
 
     Paths of checkpoints are opened by the caller. Raises TargetError.
     """
@@ -30,7 +31,7 @@ def of(thing: object) -> Target:
     if isinstance(thing, str):
         from ckptsurgeon.targets import spec
 
-        return spec.target(thing)
+        return spec.target(thing, cache)
     from ckptsurgeon.targets import module
 
     return module.target(thing)

@@ -56,7 +56,7 @@ def _target(thing: torch.nn.Module, label: str, build: Callable[[int], torch.nn.
         entries[key] = TargetEntry(TensorSpec(DTYPES[name], tuple(value.shape)), role, _owner(key, owners))
         shared.setdefault(id(value), []).append(key)
     ties = tuple(tuple(group) for group in shared.values() if len(group) > 1)
-    initial = _Values(label, lambda seed: thing, 0) if build is None else _Values(label, build, _nbytes(values))
+    initial = Values(label, lambda seed: thing, 0) if build is None else Values(label, build, _nbytes(values))
     others = tuple(key for key, value in thing.state_dict().items() if not isinstance(value, torch.Tensor))
     tensors = None
     if build is None:
@@ -99,7 +99,7 @@ def _owner(key: str, owners: dict[str, str]) -> str:
 
 
 @dataclass(frozen=True, eq=False)
-class _Values:
+class Values:
     """The values that a model itself would begin with."""
 
     label: str
@@ -128,7 +128,7 @@ class _Values:
 
 @dataclass(frozen=True)
 class _Value:
-    values: _Values
+    values: Values
     key: str
 
     @property

@@ -19,12 +19,11 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
 from ckptsurgeon.checkpoint import Target
 from ckptsurgeon.errors import TargetError
-from ckptsurgeon.targets import module
+from ckptsurgeon.targets import cache, module
 
 if TYPE_CHECKING:
     import torch
@@ -96,12 +95,17 @@ def _literal(text: str) -> Any:
         return text
 
 
-def target(text: str) -> Target:
-    """The target that a spec names, built on the meta device where that works, else on the CPU.
+def target(text: str, use_cache: bool = True) -> Target:
+    """The target that a spec names: from the cache, else built on the meta device where that works, else
+    on the CPU.
 
     Raises TargetError when the package is not installed, the model unknown, or its code fails.
     """
     spec = parse(text)
+    return cache.through(spec, lambda: _target(spec), use_cache)
+
+
+def _target(spec: Spec) -> Target:
     factory = _factory(spec)
 
     def real(seed: int) -> torch.nn.Module:
@@ -158,9 +162,14 @@ def _import(name: str, spec: Spec) -> Any:
 
 
 def _unknown(spec: Spec, names: list[str], of: str) -> TargetError:
-    near = get_close_matches(spec.factory, names, 3)
-    hint = f"; the nearest are {', '.join(near)}" if near else ""
-    return TargetError(f"{spec.text}: {of} has no model {spec.factory!r}{hint}")
+    return TargetError(f"{spec.text}: {of} has no model {spec.factory!r}{_nearest(spec.factory, names)}")
+
+
+def _nearest(name: str, names: list[str]) -> str:
+    from difflib import get_close_matches
+
+    near = get_close_matches(name, names, 3)
+    return f"; the nearest are {', '.join(near)}" if near else ""
 
 
 def _torchvision(spec: Spec) -> Callable[[], Any]:
@@ -217,9 +226,8 @@ def _code(spec: Spec) -> Callable[[], Any]:
             raise TargetError(f"{spec.text}: no module {error.name!r} is installed or in {folder}") from None
     for name in spec.factory.split("."):
         if not hasattr(thing, name):
-            near = get_close_matches(name, [n for n in dir(thing) if not n.startswith("_")], 3)
-            hint = f"; the nearest are {', '.join(near)}" if near else ""
-            raise TargetError(f"{spec.text}: {spec.source} has no {spec.factory!r}{hint}")
+            near = _nearest(name, [n for n in dir(thing) if not n.startswith("_")])
+            raise TargetError(f"{spec.text}: {spec.source} has no {spec.factory!r}{near}")
         thing = getattr(thing, name)
     import torch
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ckptsurgeon.cli._options import Json, Match, Quiet, RecipeFile, Rules, Select, compiled
+from ckptsurgeon.cli._options import Json, Match, NoCache, Quiet, RecipeFile, Rules, Select, compiled
 from ckptsurgeon.cli._progress import bar, busy
 from ckptsurgeon.cli._sink import NO, Sink, failing
 
@@ -37,6 +37,7 @@ def diff(
     match: Match = None,
     limit: Annotated[int | None, typer.Option(min=0, metavar="N", help="At most N rows.")] = None,
     select: Select = None,
+    no_cache: NoCache = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -54,12 +55,14 @@ def diff(
     rules = surgery.recipe(recipe, rule)
     if values:
         with bar(f"comparing with {b}", sink.shows_progress) as progress:
-            found = surgery.diff(a, b, rules, select=select, values=True, progress=progress)
+            found = surgery.diff(a, b, rules, select=select, values=True, cache=not no_cache, progress=progress)
     else:
         with busy(f"comparing with {b}", sink.shows_progress):
-            found = surgery.diff(a, b, rules, select=select)
+            found = surgery.diff(a, b, rules, select=select, cache=not no_cache)
     for remark in found.remarks:
         sink.note(remark)
+    if found.is_cached:
+        sink.cached(found.right)
     sink.result(lambda: difference.text(found, pattern, limit), lambda: difference.data(found, pattern, limit))
     enough = found.same if min_coverage is None else found.coverage.least >= min_coverage
     if not enough:

@@ -17,6 +17,7 @@ from ckptsurgeon.cli._options import (
     MaxMemory,
     Mismatched,
     Missing,
+    NoCache,
     Quiet,
     RecipeFile,
     Rules,
@@ -68,6 +69,7 @@ def remap(
     force: Force = False,
     allow_unused: Annotated[bool, typer.Option("--allow-unused", help="Tolerate rules that match nothing.")] = False,
     select: Select = None,
+    no_cache: NoCache = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -100,6 +102,7 @@ def remap(
         "dtype": dtype,
         "seed": seed,
         "allow_unused": allow_unused,
+        "cache": not no_cache,
     }
     changes = None
     with busy("planning", sink.shows_progress):
@@ -121,6 +124,8 @@ def remap(
                 force=force or dry_run,
                 **how,
             )
+    if plan.target is not None and plan.target.cached:
+        sink.cached(plan.target.label)
     written = None
     if plan.ok and not dry_run and changes is not None:
         written = surgery.carry_out_in_place(changes)
