@@ -468,8 +468,9 @@ def verify(
     """Read every byte of a checkpoint and hold it against its checksums; with `against`, compare it
     with another one, values too.
 
-    With `repair` an in-place change that was interrupted is taken back, or completed if it was made; nothing else
-    is written, and `.repaired` says what was done.
+    With `repair` an in-place change that was interrupted is taken back, or completed if it was made, and shards that
+    were taking their places when their writer was killed get there; nothing else is written, and `.repaired` says
+    what was done.
     `.against` of the result is the comparison; None without `against`, and where the file is damaged.
     Raises InputError when a header or an index is not as it should be.
     """
@@ -477,9 +478,12 @@ def verify(
 
     repaired: tuple[str, ...] = ()
     if repair:
-        from ckptsurgeon import inplace
+        from ckptsurgeon import inplace, stream
 
-        repaired = inplace.recover(source)
+        name = os.fsdecode(source)
+        inside = os.path.join(name, "*") if os.path.isdir(name) else name
+        done = stream.recover(inside, lambda beside: True)
+        repaired = (*(f"put the shards of {output} in their places" for output in done), *inplace.recover(source))
     found = replace(verifier.verify(formats.inspect(source), progress), repaired=repaired)
     if against is None or not found.ok:
         return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import re
 import shutil
@@ -28,7 +29,6 @@ from ckptsurgeon.dtypes import DTYPES
 from ckptsurgeon.ops._casts import cast
 from ckptsurgeon.stream import copying, schedule, staging
 from ckptsurgeon.stream import workers as threads
-from ckptsurgeon.stream.publishing import recover
 
 BIG = 40_000
 """Elements of a float32 tensor that is too large to be put together in memory with its neighbours."""
@@ -641,7 +641,7 @@ def test_what_a_killed_run_left_is_removed_and_what_a_living_one_holds_is_not() 
 
 
 @pytest.mark.parametrize("at", range(9))
-def test_shards_that_were_being_published_are_finished_by_the_next_run(at: int) -> None:
+def test_shards_that_were_being_published_are_finished_by_a_repair(at: int, ckpt: Any) -> None:
     """Killed between any two of the renames: what is new was whole by then, and takes its place."""
     torch.save(big_state(4), "old.pth")
     torch.save(big_state(6), "new.pth")
@@ -663,6 +663,50 @@ def test_shards_that_were_being_published_are_finished_by_the_next_run(at: int) 
     assert ran.returncode == (9 if at < 9 else 0)
     journal = [name for name in os.listdir("out") if name.endswith(".journal")]
     assert len(journal) == 1
-    recover("out/model.safetensors.index.json", lambda name: True)
+    lost = not os.path.exists("out/model.safetensors.index.json")
+    ran = ckpt("ls", "out")
+    assert ran.code == (2 if lost else 0)
+    assert ("`ckpt verify --repair` of the folder finishes it" in ran.err) == lost
+    ran = ckpt("verify", "out", "--repair")
+    assert ran.code == 0
+    assert "put the shards of model.safetensors.index.json in their places" in ran.out
     assert_same_tensors(cs.open("out"), torch.load("new.pth", weights_only=True), ordered=False)
+    assert not [name for name in os.listdir("out") if name.startswith(".") and at]
+    cs.convert("new.pth", "out/", shard_size=300_000, force=True)
     assert not [name for name in os.listdir("out") if name.startswith(".")]
+
+
+def test_shards_that_a_living_run_puts_in_their_places_are_left_to_it(ckpt: Any) -> None:
+    os.mkdir("out")
+    torch.save(big_state(2), "a.pth")
+    index = os.path.abspath("out/model.safetensors.index.json")
+    staged, held = staging.create(index)
+    Path(f"out/.{os.path.basename(index)}.journal").write_text(
+        json.dumps({"moves": [[os.path.basename(staged), os.path.basename(index)]], "aside": []})
+    )
+    for words in (["verify", "out", "--repair"], ["convert", "a.pth", "out/", "--force"]):
+        ran = ckpt(*words)
+        assert ran.code == 2
+        assert "another run puts its shards in their places there just now" in ran.err
+    assert os.path.exists(staged)
+    os.close(held)
+    assert ckpt("convert", "a.pth", "out/", "--force").code == 0
+    assert os.listdir("out") == ["model.safetensors"]
+
+
+def test_a_journal_that_says_nonsense_or_leads_elsewhere_is_refused(ckpt: Any) -> None:
+    torch.save({"w": torch.ones(2)}, "a.pth")
+    Path("mine").write_text("mine")
+    os.mkdir("out")
+    for text in (
+        "",
+        "[]",
+        '{"moves": [["../mine", "x"]], "aside": []}',
+        '{"moves": [], "aside": ["../mine"]}',
+        '{"moves": 3}',
+    ):
+        Path("out/.model.safetensors.index.json.journal").write_text(text)
+        ran = ckpt("convert", "a.pth", "out/", "--force")
+        assert ran.code == 2
+        assert ".journal: cannot be understood" in ran.err
+    assert Path("mine").read_text() == "mine"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from itertools import islice
 
@@ -21,6 +22,8 @@ _BASES = (
     ("open_clip_pytorch_model", "bin"),
 )
 """In the order in which transformers, diffusers, peft and timm look; a whole file comes before an index."""
+JOURNAL = re.compile(r"\.(.+)\.journal", re.DOTALL)
+"""What lists the files that are to take their places, as long as they do (`stream.publishing`)."""
 _SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
 _BESIDE = ("training_args", "optimizer", "scheduler", "scaler", "rng_state", "random_states", "trainer_state")
 _OTHERS = (
@@ -37,13 +40,11 @@ def read(path: str, open_file: sharded.Open) -> Document:
         names = sorted(entry.name for entry in os.scandir(path) if entry.is_file())
     except OSError as error:
         raise InputError(f"cannot be opened: {error.strerror}", path=path) from None
-    for known, words in _OTHERS:
-        if known in names and not any(name.endswith(_SUFFIXES) for name in names):
-            raise InputError(f"is {words}", path=path)
     for base, suffix in _BASES:
         for name in (f"{base}.{suffix}", f"{base}.{suffix}.index.json"):
             if name in names:
                 return open_file(os.path.join(path, name))
+    _refuse(path, names)
     indexes = [name for name in names if name.endswith(".index.json")]
     if indexes:
         return open_file(os.path.join(path, _only(path, indexes, "indexes of shards")))
@@ -58,6 +59,19 @@ def read(path: str, open_file: sharded.Open) -> Document:
         raise InputError(f"is a folder without a checkpoint file ({', '.join(_SUFFIXES)})", path=path, hint=hint)
     safe = [name for name in whole if name.endswith(".safetensors")]
     return open_file(os.path.join(path, _only(path, safe or whole, "checkpoint files")))
+
+
+def _refuse(path: str, names: Sequence[str]) -> None:
+    """InputError for the folders of other programs, and for shards that are only on their way there."""
+    for known, words in _OTHERS:
+        if known in names and not any(name.endswith(_SUFFIXES) for name in names):
+            raise InputError(f"is {words}", path=path)
+    if any(map(JOURNAL.fullmatch, names)):
+        raise InputError(
+            "shards were taking their places here when their writer was stopped, if it does not run still",
+            path=path,
+            hint="`ckpt verify --repair` of the folder finishes it, and so does writing there again",
+        )
 
 
 def _only(path: str, names: Sequence[str], what: str) -> str:

@@ -10,6 +10,6 @@
 
 from ckptsurgeon.stream.budget import Budget, budget, problems
 from ckptsurgeon.stream.commit import Progress, check, is_new_folder, older, write
-from ckptsurgeon.stream.publishing import no_kin
+from ckptsurgeon.stream.publishing import no_kin, recover
 
-__all__ = ["Budget", "Progress", "budget", "check", "is_new_folder", "no_kin", "older", "problems", "write"]
+__all__ = ["Budget", "Progress", "budget", "check", "is_new_folder", "no_kin", "older", "problems", "recover", "write"]

@@ -11,11 +11,11 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from ckptsurgeon.errors import InputError, OutputError
+from ckptsurgeon.formats import JOURNAL
 from ckptsurgeon.stream import staging
 from ckptsurgeon.stream.copying import put
 from ckptsurgeon.stream.staging import failures
@@ -24,9 +24,6 @@ Kin = Callable[[str], bool]
 """Tells by its name whether another file in the folder belongs to an earlier output of the same kind."""
 Moves = Sequence[tuple[str, str, str]]
 """Where a file is, where it belongs, and what it is called in errors; an index is the last."""
-
-
-_JOURNAL = re.compile(r"\.(.+)\.journal", re.DOTALL)
 
 
 def no_kin(name: str) -> bool:
@@ -141,16 +138,22 @@ def _finish(folder: str, aside: Sequence[str], journal: str) -> None:
         staging.sync_folder(folder)
 
 
-def recover(path: str, kin: Kin) -> None:
-    """Carry on what a killed run began to publish at `path`, or under the name of its kin.
+def recover(path: str, kin: Kin) -> tuple[str, ...]:
+    """Carry on what a killed run began to publish at `path`, or under the name of its kin; the names of the outputs.
 
-    Raises InputError when its journal cannot be understood.
+    Raises InputError when its journal cannot be understood, OutputError when that run is still alive.
     """
     folder = os.path.realpath(os.path.dirname(path))
-    with contextlib.suppress(FileNotFoundError):
-        for found in map(_JOURNAL.fullmatch, os.listdir(folder)):
-            if found is not None and (found[1] == os.path.basename(path) or kin(found[1])):
-                _carry_on(folder, os.path.join(folder, found[0]), path)
+    try:
+        names = sorted(os.listdir(folder))
+    except OSError:
+        return ()  # the writer says it
+    done = []
+    for found in map(JOURNAL.fullmatch, names):
+        if found is not None and (found[1] == os.path.basename(path) or kin(found[1])):
+            _carry_on(folder, os.path.join(folder, found[0]), path)
+            done.append(found[1])
+    return tuple(done)
 
 
 def _carry_on(folder: str, journal: str, path: str) -> None:
@@ -162,9 +165,11 @@ def _carry_on(folder: str, journal: str, path: str) -> None:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"cannot be understood ({error})", path=journal, hint="remove it, and write again") from None
     with failures(path):
-        for beside, place in moves:
-            if os.path.lexists(beside):
-                os.replace(beside, place)
+        left = [(beside, place) for beside, place in moves if os.path.lexists(beside)]
+        if any(staging.is_held(beside) for beside, _ in left):
+            raise OutputError(path, "another run puts its shards in their places there just now")
+        for beside, place in left:
+            os.replace(beside, place)
         staging.sync_folder(folder)
     _finish(folder, aside, journal)
 

@@ -98,6 +98,21 @@ def _remove(path: str, is_folder: bool) -> None:
             os.close(descriptor)
 
 
+def is_held(path: str) -> bool:
+    """Whether a living run holds a staged file."""
+    with contextlib.suppress(FileNotFoundError):
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False  # a file system without locks
+        finally:
+            os.close(descriptor)
+    return False
+
+
 def sync_folder(path: str) -> None:
     """Names in a folder are on the disk when this returns."""
     folder = os.open(path, os.O_RDONLY | os.O_CLOEXEC)

@@ -89,7 +89,14 @@ def remap(
     sink = Sink(as_json, quiet)
     if output is None and not dry_run and not in_place:
         raise UsageError("-o OUT is missing; --dry-run shows the plan without it")
-    about_output = {"-o": output, "--keep-extras": keep_extras, "--shard-size": shard_size, "--force": force}
+    about_output: dict[str, object] = {
+        "-o": output,
+        "--keep-extras": keep_extras,
+        "--shard-size": shard_size,
+        "--force": force,
+        "--max-memory": max_memory,
+        "--jobs": jobs,
+    }
     given = [name for name, value in about_output.items() if value] + (["--tied"] if tied is Tied.alias else [])
     if in_place and given:
         raise UsageError(f"--in-place writes no other file, and {given[0]} is about one; leave one of them away")
