@@ -21,7 +21,7 @@ from ckptsurgeon.formats import Layout
 from ckptsurgeon.stream import staging, workers
 from ckptsurgeon.stream.budget import Budget
 from ckptsurgeon.stream.filling import Named, Tick, fill
-from ckptsurgeon.stream.publishing import Kin, kin_in, no_kin, publish, recover
+from ckptsurgeon.stream.publishing import Kin, journal, kin_in, no_kin, publish, recover
 from ckptsurgeon.stream.spool import Spool
 from ckptsurgeon.stream.staging import failures
 
@@ -98,7 +98,7 @@ def write(
     folder = os.path.dirname(path).rstrip("/")
     check(folder, force=False)
     place = os.path.realpath(folder)
-    staging.sweep(place)
+    staging.sweep([place], no_kin)
     with failures(folder):
         beside, lock = staging.create_folder(place)
     try:
@@ -120,8 +120,7 @@ def _write(
 ) -> int:
     total = sum(layout.nbytes for _, layout in files)
     with contextlib.ExitStack() as stack:
-        for place in places:
-            staging.sweep(place)
+        staging.sweep([*places, journal(places[-1])], kin)
         spool = Spool(partial(_temporary, places[-1], files[-1][0], stack), budget.block)
         parts = [_ready(layout, spool) for _, layout in files]
         staged: list[_Staged] = []

@@ -55,9 +55,9 @@ def publish(moves: Moves, force: bool, kin: Kin) -> None:
             staging.sync_folder(folder)
         return
     aside = {os.path.join(folder, name): staging.beside(os.path.join(folder, name)) for name in old}
-    journal = _journal(place)
+    listed = journal(place)
     with failures(path):
-        _keep(journal, {"moves": [_names(move[:2]) for move in moves], "aside": _names(aside.values())})
+        _keep(listed, {"moves": [_names(move[:2]) for move in moves], "aside": _names(aside.values())})
     retired: list[str] = []
     published: list[str] = []
     try:
@@ -74,16 +74,17 @@ def publish(moves: Moves, force: bool, kin: Kin) -> None:
         with failures(path):
             staging.sync_folder(folder)
     except BaseException:
-        _undo(published, {name: aside[name] for name in retired}, journal)
+        _undo(published, {name: aside[name] for name in retired}, listed)
         raise
-    _finish(folder, list(aside.values()), journal)
+    _finish(folder, list(aside.values()), listed)
 
 
 def _names(paths: Any) -> list[str]:
     return [os.path.basename(path) for path in paths]
 
 
-def _journal(place: str) -> str:
+def journal(place: str) -> str:
+    """The journal of files of which `place` is the last."""
     return os.path.join(os.path.dirname(place), f".{os.path.basename(place)}.journal")
 
 

@@ -13,11 +13,12 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from ckptsurgeon.errors import OutputError
 
 _SUFFIX = ".part"
+_STAGED = re.compile(rf"\.(.+)\.[0-9a-f]{{8}}{re.escape(_SUFFIX)}", re.DOTALL)
 _WORDS = {
     errno.ENOSPC: "the disk is full",
     errno.EDQUOT: "the quota is used up",
@@ -75,13 +76,15 @@ def _locked(path: str, descriptor: int) -> bool:
         return False
 
 
-def sweep(place: str) -> None:
-    """Remove what killed runs left beside `place`; what a living one holds stays."""
-    folder = os.path.dirname(place) or "."
-    ours = re.compile(rf"\.{re.escape(_base(place))}\.[0-9a-f]{{8}}{re.escape(_SUFFIX)}")
+def sweep(places: Iterable[str], kin: Callable[[str], bool]) -> None:
+    """Remove what killed runs left beside `places`, which lie in one folder, and beside the names that are `kin`;
+    what a living run holds stays."""
+    wanted = {_base(place): os.path.dirname(place) for place in places}
+    folder = next(iter(wanted.values())) or "."
     with contextlib.suppress(OSError):
         for entry in list(os.scandir(folder)):
-            if ours.fullmatch(entry.name) and not entry.is_symlink():
+            found = _STAGED.fullmatch(entry.name)
+            if found is not None and (found[1] in wanted or kin(found[1])) and not entry.is_symlink():
                 _remove(entry.path, entry.is_dir())
 
 
