@@ -8,7 +8,7 @@ from typing import Any
 from ckptsurgeon.formats import _tree
 from ckptsurgeon.formats._document import Document
 from ckptsurgeon.formats._folder import JOURNAL
-from ckptsurgeon.formats._layout import Layout
+from ckptsurgeon.formats._layout import PAGES, Layout
 from ckptsurgeon.formats._outputs import SHARD_SIZE, Output, Tied, check_extras, files, output, parse_size, problems
 from ckptsurgeon.formats._table import FORMATS, Format, inspect, members, probe
 from ckptsurgeon.formats._tree import Candidate, summary
@@ -18,6 +18,7 @@ from ckptsurgeon.tensor import TensorRef
 __all__ = [
     "FORMATS",
     "JOURNAL",
+    "PAGES",
     "SHARD_SIZE",
     "Candidate",
     "Document",

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ckptsurgeon.formats import _pickler
-from ckptsurgeon.formats._layout import Layout
+from ckptsurgeon.formats._layout import Layout, shift
 from ckptsurgeon.tensor import TensorRef
 
 _ROOT = "archive"
@@ -21,6 +21,7 @@ _ALIGN = 64
 _U16, _U32 = 0xFFFF, 0xFFFFFFFF
 _DATE = 1 << 5 | 1  # the first day that zip knows, 1980-01-01: the same input gives the same bytes
 _UTF8 = 0x800
+_MOST_PADDING = 0xFFFF - 64  # what is left of an extra field beside the other ones
 _ZIP64_VERSION = 45
 
 
@@ -101,6 +102,9 @@ def _local(record: _Record, at: int) -> bytes:
     extra = struct.pack("<HHQQ", 1, 16, record.nbytes, record.nbytes) if wide else b""
     begin = at + 30 + len(name) + len(extra) + 4
     padding = -begin % _ALIGN
+    if not isinstance(record.body, bytes):
+        more = shift(record.body, begin + padding, _ALIGN)
+        padding += more if padding + more <= _MOST_PADDING else 0
     extra += b"FB" + struct.pack("<H", padding) + b"Z" * padding
     size = _U32 if wide else record.nbytes
     fixed = struct.pack(

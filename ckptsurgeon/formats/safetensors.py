@@ -20,7 +20,7 @@ from ckptsurgeon.evaluate import read_exactly
 from ckptsurgeon.formats import _json, sidefile
 from ckptsurgeon.formats._aliases import restored
 from ckptsurgeon.formats._document import Document
-from ckptsurgeon.formats._layout import Layout
+from ckptsurgeon.formats._layout import Layout, shift
 from ckptsurgeon.formats._probe import Probe
 from ckptsurgeon.limits import Limits
 from ckptsurgeon.sources import Extent, File, Inline
@@ -235,7 +235,8 @@ def layout(ckpt: Checkpoint, root: Any) -> Layout:
     """The header, then every tensor in full; `root` is not used (this format holds no extras).
 
     Tensors lie in the checkpoint's order where that leaves each aligned to its element size;
-    otherwise the largest elements come first, as safetensors itself writes them.
+    otherwise the largest elements come first, as safetensors itself writes them.  Before a large
+    tensor the header ends with blanks, so that it lies as in its source (`shift`).
     """
     tensors = expanded(ckpt)
     order = list(tensors)
@@ -247,6 +248,9 @@ def layout(ckpt: Checkpoint, root: Any) -> Layout:
         at += tensors[key].nbytes
     raw = header_json(tensors, begins, {**ckpt.metadata, "format": "pt"})
     raw += b" " * (-len(raw) % _ALIGN)
+    largest = max(order, key=lambda key: tensors[key].nbytes, default=None)
+    if largest is not None:
+        raw += b" " * shift(tensors[largest], 8 + len(raw) + begins[largest], _ALIGN)
     parts: tuple[bytes | TensorRef, ...] = (len(raw).to_bytes(8, "little") + raw, *(tensors[key] for key in order))
     return Layout(parts)
 

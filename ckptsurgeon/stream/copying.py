@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable
 
 from ckptsurgeon.evaluate import read_into
+from ckptsurgeon.formats import PAGES
 
 _BUFFER = 1 << 20
 _OUTPUT_IS_AT_FAULT = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -45,10 +46,12 @@ class Copier:
         InputError (with `path`) when the source cannot be read or ends before, OSError when the output fails.
         """
         done = 0
+        head = -offset % PAGES if nbytes > _BUFFER else 0  # the kernel goes in steps of so many, which are best where pages are
         while done < nbytes and self._ways:
             way = self._ways[0]
+            step = head - done if done < head < nbytes else nbytes - done
             try:
-                got = way(source, begin + done, nbytes - done, offset + done)
+                got = way(source, begin + done, step, offset + done)
             except OSError as error:
                 if error.errno in _OUTPUT_IS_AT_FAULT:
                     raise

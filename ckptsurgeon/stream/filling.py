@@ -86,16 +86,25 @@ class _Filling:
     def _copy(self, job: Copy) -> None:
         with _about(job.key):
             source = self.handles.descriptor(job.file)
-            self.copier.copy(source, job.begin, job.nbytes, job.offset, job.file.path)
+            if job.digest is None:
+                self.copier.copy(source, job.begin, job.nbytes, job.offset, job.file.path)
+            else:
+                self._pass_on(source, job, job.digest)
         self._done(job.nbytes)
 
-    def _check(self, job: Check) -> None:
-        source, crc, view = self.handles.descriptor(job.file), 0, buffer()
+    def _pass_on(self, source: int, job: Copy | Check, digest: Digest) -> None:
+        """Sum up bytes, and write them too where they are to be copied."""
+        crc, view = 0, buffer()
         for at in range(0, job.nbytes, len(view)):
             part = view[: job.nbytes - at]
             read_into(source, part, job.begin + at, job.file.path)
             crc = crc32(part, crc)
-        job.digest.put(job.at, crc, job.nbytes)
+            if isinstance(job, Copy):
+                put(self.descriptor, part, job.offset + at)
+        digest.put(job.at, crc, job.nbytes)
+
+    def _check(self, job: Check) -> None:
+        self._pass_on(self.handles.descriptor(job.file), job, job.digest)
 
     def _compute(self, job: Compute, piece: Piece, at: int) -> None:
         with _about(job.key):

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
+from ckptsurgeon.formats import PAGES
 from ckptsurgeon.sources import Apply, Extent, File, Pieces
 from ckptsurgeon.stream.digests import Digest, Digests, Range
 from ckptsurgeon.tensor import TensorRef
@@ -34,13 +35,16 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Copy:
-    """`nbytes` from `begin` of a file to `offset` of the output."""
+    """`nbytes` from `begin` of a file to `offset` of the output; with a `digest` they are summed up on the
+    way, at byte `at` of it."""
 
     file: File
     begin: int
     nbytes: int
     offset: int
     key: str | None
+    digest: Digest | None = None
+    at: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,11 +165,15 @@ class _Jobs:
                 self._computed(offset, leaf, part, extent)
             return
         self._end_window()
-        offset, _, first, part = run[0]
-        self.jobs.append(Copy(first.file, first.offset, total, offset, part.key))
         if self.sums:
             for _, _, extent, part in run:
                 part.sums.append(self.digests.of(extent.file, extent.offset, extent.nbytes))
+        offset, _, first, part = run[0]
+        place = (first.file, first.offset, total)
+        digest = self.digests.ranges.get(place) if (offset - first.offset) % PAGES else None
+        if digest is not None:  # they are read for their sum anyway, and the kernel is slow where places differ
+            self.summed.add(place)
+        self.jobs.append(Copy(*place, offset, part.key, digest))
 
     def _computed(self, offset: int, leaf: TensorRef, part: Part, extent: Extent | None = None) -> None:
         digests = []
@@ -217,7 +225,7 @@ def _in_file_order(jobs: Sequence[Job]) -> list[Job]:
         for at in range(0, job.nbytes, STEP):
             count = min(STEP, job.nbytes - at)
             if isinstance(job, Copy):
-                cut.append(Copy(job.file, job.begin + at, count, job.offset + at, job.key))
+                cut.append(Copy(job.file, job.begin + at, count, job.offset + at, job.key, job.digest, at))
             else:
                 cut.append(Check(job.file, job.begin + at, count, at, job.digest, job.key))
     return sorted(cut, key=place)
