@@ -46,7 +46,8 @@ class Copier:
         InputError (with `path`) when the source cannot be read or ends before, OSError when the output fails.
         """
         done = 0
-        head = -offset % PAGES if nbytes > _BUFFER else 0  # the kernel goes in steps of so many, which are best where pages are
+        # the kernel goes in steps of so many bytes, which are best where pages begin
+        head = -offset % PAGES if nbytes > _BUFFER else 0
         while done < nbytes and self._ways:
             way = self._ways[0]
             step = head - done if done < head < nbytes else nbytes - done
