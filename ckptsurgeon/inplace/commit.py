@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 
+from ckptsurgeon import writing
 from ckptsurgeon.errors import CkptError, InputError, OutputError
 from ckptsurgeon.formats import sidefile
 from ckptsurgeon.formats.sidefile import Side
@@ -92,7 +93,7 @@ def _whole_or_not_at_all(path: str, lock: disk.Lock) -> Iterator[None]:
             words = f"{getattr(failure, 'strerror', None) or failure}; `ckpt verify --repair` puts back what was begun"
             raise OutputError(path, words) from failure
         if isinstance(failure, OSError):
-            with disk.failures(path):
+            with writing.failures(path):
                 raise
         raise
 
@@ -102,10 +103,10 @@ def _begin(changes: Changes, sides: list[Side]) -> None:
     folder = os.path.dirname(changes.path)
     for side in sides:
         if side.part_of is None and len(sides) > 1:
-            disk.sync_folder(folder)
+            writing.sync_folder(folder)
         path = os.path.join(folder, side.name)
         disk.store(sidefile.beside(path), sidefile.encoded(side), _mode(path))
-    disk.sync_folder(folder)
+    writing.sync_folder(folder)
 
 
 def _write(change: FileChange) -> None:
@@ -114,7 +115,7 @@ def _write(change: FileChange) -> None:
     try:
         if File.of(path, os.fstat(descriptor)) != change.file:
             raise InputError("changed since it was opened", path=path, hint="open it again")
-        disk.put(descriptor, change.region, 0)
+        writing.put(descriptor, change.region, 0)
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
@@ -131,8 +132,8 @@ def _settle(changes: Changes, side: Side) -> None:
 
 def _complete(path: str, lock: disk.Lock) -> None:
     try:
-        with disk.failures(path, _MADE):
-            disk.sync_folder(os.path.dirname(path))
+        with writing.failures(path, _MADE):
+            writing.sync_folder(os.path.dirname(path))
         recovery.mend(path, lock, _MADE)
     except InputError as error:
         raise OutputError(path, f"{error.cause}; {_MADE}") from error

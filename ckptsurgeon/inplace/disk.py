@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
 import os
 import stat
@@ -11,26 +10,11 @@ from collections.abc import Iterator
 from pathlib import PurePath
 
 from ckptsurgeon.errors import OutputError
+from ckptsurgeon.writing import failures, put, sync_folder
 
 PART = ".part"
 """Behind the name of a file that is being written; nobody reads it, and the next run takes its name."""
-_WORDS = {
-    errno.ENOSPC: "the disk is full",
-    errno.EDQUOT: "the quota is used up",
-    errno.EFBIG: "the file grows too large",
-    errno.ELOOP: "is a link",
-}
 _TRIES = 20
-
-
-@contextlib.contextmanager
-def failures(path: str, outcome: str = "nothing was written") -> Iterator[None]:
-    """Refusals of the operating system, as OutputError."""
-    try:
-        yield
-    except OSError as error:
-        words = _WORDS.get(error.errno or 0, error.strerror or str(error))
-        raise OutputError(path, f"{words}; {outcome}") from error
 
 
 class Lock:
@@ -114,14 +98,6 @@ def read(descriptor: int, count: int, offset: int = 0) -> bytes:
     return made
 
 
-def put(descriptor: int, data: bytes, offset: int) -> None:
-    """All of the bytes, at a place."""
-    rest = memoryview(data)
-    while rest:
-        count = os.pwrite(descriptor, rest, offset)
-        rest, offset = rest[count:], offset + count
-
-
 def staged_name(path: str) -> str:
     """Where a file is written before it takes its place: hidden, beside it, always the same."""
     name = PurePath(path).name
@@ -154,12 +130,3 @@ def remove(path: str) -> bool:
     except FileNotFoundError:
         return False
     return True
-
-
-def sync_folder(path: str) -> None:
-    """What was renamed and removed in a folder is on the disk."""
-    folder = os.open(path or ".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)

@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from ckptsurgeon import formats
+from ckptsurgeon import formats, writing
 from ckptsurgeon.errors import OutputError
 from ckptsurgeon.formats import safetensors, sharded, sidefile
 from ckptsurgeon.formats.sidefile import Emptied, Pending
@@ -92,10 +92,10 @@ def mend(path: str, lock: disk.Lock, outcome: str = "what is left stays, and can
         if is_index:
             text, index = probe.read(probe.file.size, 0), sharded.read_index(probe)
     if is_index:
-        with disk.failures(path, outcome):
+        with writing.failures(path, outcome):
             return _mend_set(path, lock, text, index)
     member = _member(path)
-    with disk.failures(path, outcome):
+    with writing.failures(path, outcome):
         _put_right(member)
         _clean([path])
     return () if member.pending is None else (_words(path, member.pending),)
@@ -124,7 +124,7 @@ def _mend_set(path: str, lock: disk.Lock, text: bytes, index: sharded.Index) -> 
             lock.replace(side.old, os.stat(path).st_mode)
         if pending.state == "after":
             _remove_emptied(folder, side.emptied, set(index.weight_map.values()))
-    disk.sync_folder(folder)
+    writing.sync_folder(folder)
     _clean(places)
     _clean([path])
     left = [member.pending for member in members if member.pending is not None]
@@ -139,7 +139,7 @@ def _put_right(member: _Member) -> None:
     descriptor = os.open(member.path, os.O_RDWR | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
         if pending.state == "before":
-            disk.put(descriptor, pending.side.old, 0)
+            writing.put(descriptor, pending.side.old, 0)
         elif os.fstat(descriptor).st_size != pending.side.after:
             os.ftruncate(descriptor, pending.side.after)
         os.fsync(descriptor)
@@ -170,7 +170,7 @@ def _clean(paths: Iterable[str]) -> None:
         if [place for place in _traces_of(path) if disk.remove(place)]:
             folders.add(os.path.dirname(path))
     for folder in folders:
-        disk.sync_folder(folder)
+        writing.sync_folder(folder)
 
 
 def _words(path: str, pending: Pending) -> str:

@@ -23,7 +23,7 @@ from ckptsurgeon.stream.budget import Budget
 from ckptsurgeon.stream.filling import Named, Tick, fill
 from ckptsurgeon.stream.publishing import Kin, journal, kin_in, no_kin, publish, recover
 from ckptsurgeon.stream.spool import Spool
-from ckptsurgeon.stream.staging import failures
+from ckptsurgeon.writing import failures, sync_folder
 
 Progress = Callable[[int, int], None]
 """Called with the bytes written so far and the bytes of all files."""
@@ -106,7 +106,7 @@ def write(
         nbytes = _write(files, inside, False, progress, no_kin, budget)
         with failures(folder):
             os.rename(beside, place)
-            staging.sync_folder(os.path.dirname(place))
+            sync_folder(os.path.dirname(place))
     except BaseException:
         shutil.rmtree(beside, ignore_errors=True)
         raise

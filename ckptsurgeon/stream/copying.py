@@ -13,6 +13,7 @@ from collections.abc import Callable
 
 from ckptsurgeon.evaluate import read_into
 from ckptsurgeon.formats import PAGES
+from ckptsurgeon.writing import put
 
 _BUFFER = 1 << 20
 _OUTPUT_IS_AT_FAULT = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -73,10 +74,3 @@ class Copier:
         with self._lock:  # it writes where the descriptor stands
             os.lseek(self.descriptor, offset, os.SEEK_SET)
             return os.sendfile(self.descriptor, source, begin, nbytes)
-
-
-def put(descriptor: int, data: memoryview, offset: int) -> None:
-    """All of `data` at `offset`; OSError when it cannot be written."""
-    while data:
-        done = os.pwrite(descriptor, data, offset)
-        data, offset = data[done:], offset + done

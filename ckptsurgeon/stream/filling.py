@@ -12,11 +12,12 @@ from ckptsurgeon.errors import InputError
 from ckptsurgeon.evaluate import Handles, Piece, pieces, read_exactly, read_into
 from ckptsurgeon.sources import Extent, File
 from ckptsurgeon.stream import workers
-from ckptsurgeon.stream.copying import Copier, buffer, put
+from ckptsurgeon.stream.copying import Copier, buffer
 from ckptsurgeon.stream.digests import Digest, Digests
 from ckptsurgeon.stream.flushing import Flusher
 from ckptsurgeon.stream.schedule import Assemble, Check, Compute, Copy, Job, Part, is_plain, schedule
 from ckptsurgeon.tensor import TensorRef
+from ckptsurgeon.writing import put
 
 Named = bytes | tuple[TensorRef, str | None]
 """Literal bytes, or a tensor and its key."""

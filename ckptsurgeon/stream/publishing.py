@@ -17,8 +17,7 @@ from typing import Any
 from ckptsurgeon.errors import InputError, OutputError
 from ckptsurgeon.formats import JOURNAL
 from ckptsurgeon.stream import staging
-from ckptsurgeon.stream.copying import put
-from ckptsurgeon.stream.staging import failures
+from ckptsurgeon.writing import failures, put, sync_folder
 
 Kin = Callable[[str], bool]
 """Tells by its name whether another file in the folder belongs to an earlier output of the same kind."""
@@ -52,7 +51,7 @@ def publish(moves: Moves, force: bool, kin: Kin) -> None:
             with failures(path):
                 _move(beside, place, path, force)
         with failures(path):
-            staging.sync_folder(folder)
+            sync_folder(folder)
         return
     aside = {os.path.join(folder, name): staging.beside(os.path.join(folder, name)) for name in old}
     listed = journal(place)
@@ -72,7 +71,7 @@ def publish(moves: Moves, force: bool, kin: Kin) -> None:
             if fresh:
                 published.append(place)
         with failures(path):
-            staging.sync_folder(folder)
+            sync_folder(folder)
     except BaseException:
         _undo(published, {name: aside[name] for name in retired}, listed)
         raise
@@ -95,7 +94,7 @@ def _keep(path: str, content: dict[str, Any]) -> None:
         put(descriptor, memoryview(json.dumps(content).encode()), 0)
         os.fsync(descriptor)
         os.replace(made, path)
-        staging.sync_folder(os.path.dirname(path))
+        sync_folder(os.path.dirname(path))
     except BaseException:
         with contextlib.suppress(OSError):
             os.unlink(made)
@@ -136,7 +135,7 @@ def _finish(folder: str, aside: Sequence[str], journal: str) -> None:
         with contextlib.suppress(OSError):
             os.unlink(name)
     with contextlib.suppress(OSError):
-        staging.sync_folder(folder)
+        sync_folder(folder)
 
 
 def recover(path: str, kin: Kin) -> tuple[str, ...]:
@@ -171,7 +170,7 @@ def _carry_on(folder: str, journal: str, path: str) -> None:
             raise OutputError(path, "another run puts its shards in their places there just now")
         for beside, place in left:
             os.replace(beside, place)
-        staging.sync_folder(folder)
+        sync_folder(folder)
     _finish(folder, aside, journal)
 
 

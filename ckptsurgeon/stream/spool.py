@@ -12,9 +12,9 @@ from dataclasses import dataclass, replace
 
 from ckptsurgeon import evaluate
 from ckptsurgeon.sources import Apply, Deflate, Extent, File, Pieces
-from ckptsurgeon.stream.copying import put
 from ckptsurgeon.stream.schedule import leaves
 from ckptsurgeon.tensor import TensorRef
+from ckptsurgeon.writing import put
 
 
 @dataclass(frozen=True)

@@ -7,33 +7,15 @@ name and by the lock that nobody holds, and removed by the next run that writes 
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
 import os
 import re
 import secrets
 import shutil
-from collections.abc import Callable, Iterable, Iterator
-
-from ckptsurgeon.errors import OutputError
+from collections.abc import Callable, Iterable
 
 _SUFFIX = ".part"
 _STAGED = re.compile(rf"\.(.+)\.[0-9a-f]{{8}}{re.escape(_SUFFIX)}", re.DOTALL)
-_WORDS = {
-    errno.ENOSPC: "the disk is full",
-    errno.EDQUOT: "the quota is used up",
-    errno.EFBIG: "the file grows too large",
-}
-
-
-@contextlib.contextmanager
-def failures(path: str) -> Iterator[None]:
-    """What the system refuses becomes an OutputError about `path`."""
-    try:
-        yield
-    except OSError as error:
-        cause = _WORDS.get(error.errno or 0, error.strerror or str(error))
-        raise OutputError(path, f"{cause}; nothing was written") from error
 
 
 def beside(place: str) -> str:
@@ -114,12 +96,3 @@ def is_held(path: str) -> bool:
         finally:
             os.close(descriptor)
     return False
-
-
-def sync_folder(path: str) -> None:
-    """Names in a folder are on the disk when this returns."""
-    folder = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
