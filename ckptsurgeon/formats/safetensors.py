@@ -235,8 +235,8 @@ def layout(ckpt: Checkpoint, root: Any) -> Layout:
     """The header, then every tensor in full; `root` is not used (this format holds no extras).
 
     Tensors lie in the checkpoint's order where that leaves each aligned to its element size;
-    otherwise the largest elements come first, as safetensors itself writes them.  Before a large
-    tensor the header ends with blanks, so that it lies as in its source (`shift`).
+    otherwise the largest elements come first, as safetensors itself writes them.  Where that
+    serves most of the bytes, the header ends with blanks, so that they lie as in their source (`shift`).
     """
     tensors = expanded(ckpt)
     order = list(tensors)
@@ -248,9 +248,12 @@ def layout(ckpt: Checkpoint, root: Any) -> Layout:
         at += tensors[key].nbytes
     raw = header_json(tensors, begins, {**ckpt.metadata, "format": "pt"})
     raw += b" " * (-len(raw) % _ALIGN)
-    largest = max(order, key=lambda key: tensors[key].nbytes, default=None)
-    if largest is not None:
-        raw += b" " * shift(tensors[largest], 8 + len(raw) + begins[largest], _ALIGN)
+    shifts: dict[int, int] = {}
+    for key in order:
+        found = shift(tensors[key], 8 + len(raw) + begins[key], _ALIGN)
+        shifts[found] = shifts.get(found, 0) + tensors[key].nbytes
+    usual = max(shifts, key=lambda found: shifts[found], default=0)
+    raw += b" " * (usual if 2 * shifts.get(usual, 0) > at else 0)
     parts: tuple[bytes | TensorRef, ...] = (len(raw).to_bytes(8, "little") + raw, *(tensors[key] for key in order))
     return Layout(parts)
 
