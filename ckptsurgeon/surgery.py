@@ -481,8 +481,8 @@ def verify(
         from ckptsurgeon import inplace, stream
 
         name = os.fsdecode(source)
-        inside = os.path.join(name, "*") if os.path.isdir(name) else name
-        done = stream.recover(inside, lambda beside: True)
+        whole = os.path.isdir(name)  # of a file only what is called after it
+        done = stream.recover(os.path.join(name, "*") if whole else name, lambda beside: whole)
         repaired = (*(f"put the shards of {output} in their places" for output in done), *inplace.recover(source))
     found = replace(verifier.verify(formats.inspect(source), progress), repaired=repaired)
     if against is None or not found.ok:

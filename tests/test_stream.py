@@ -733,3 +733,48 @@ def test_a_journal_that_says_nonsense_or_leads_elsewhere_is_refused(ckpt: Any) -
         assert ran.code == 2
         assert ".journal: cannot be understood" in ran.err
     assert Path("mine").read_text() == "mine"
+
+
+def test_more_shards_than_a_process_may_hold_open() -> None:
+    """Only what is being written is open, in a folder that is locked as a whole."""
+    state = {f"l{i}": torch.full((10,), float(i)) for i in range(300)}
+    torch.save(state, "a.pth")
+    os.mkdir("there")
+    script = (
+        "import resource, sys\nimport ckptsurgeon as cs\n"
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (40, 40))\n"
+        "for folder in ('new/', 'there'): cs.convert('a.pth', folder, shard_size=40, jobs=3)\n"
+        "cs.convert('new', 'there', shard_size=80, force=True)\n"
+    )
+    ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert ran.stderr == ""
+    assert len(os.listdir("new")) == 301
+    assert len(os.listdir("there")) == 151
+    for folder in ("new", "there"):
+        assert_same_tensors(cs.open(folder), state, ordered=False)
+
+
+def test_small_tensors_far_apart_take_no_more_memory_than_they_are() -> None:
+    """What lies between them is read along in bounded stretches, and not kept."""
+    count, gap = 40_000, 3000
+    entries = []
+    for i in range(count):
+        at = i * (gap + 8)
+        entries.append(f'"s{i}":{{"dtype":"F32","shape":[2],"data_offsets":[{at},{at + 8}]}}')
+        entries.append(f'"gap{i}":{{"dtype":"U8","shape":[{gap}],"data_offsets":[{at + 8},{at + 8 + gap}]}}')
+    sparse("a.safetensors", "{" + ",".join(entries) + "}", count * (gap + 8))
+    after, before = peak(
+        "plan = cs.plan('a.safetensors', ['keep ^s']); before = peak(); cs.save(plan.result, 'o.safetensors')"
+    )
+    assert after - before < 60, f"{before} MiB before, {after} MiB at most"
+    assert os.path.getsize("o.safetensors") < 5_000_000
+
+
+def test_what_could_not_be_put_back_is_never_swept() -> None:
+    torch.save({"w": torch.ones(2)}, "a.pth")
+    cs.convert("a.pth", "out/")
+    folder, descriptor = staging.create_folder(os.path.abspath("out/model.safetensors"))
+    os.close(descriptor)
+    Path(folder, "old-model.safetensors.part").write_text("the only one")
+    cs.convert("a.pth", "out/", force=True)
+    assert Path(folder, "old-model.safetensors.part").read_text() == "the only one"

@@ -123,31 +123,50 @@ def _write(
         staging.sweep([*places, journal(places[-1])], kin)
         spool = Spool(partial(_temporary, places[-1], files[-1][0], stack), budget.block)
         parts = [_ready(layout, spool) for _, layout in files]
-        staged: list[_Staged] = []
-        for (path, layout), place, ready in zip(files, places, parts, strict=True):
-            with failures(path):
-                beside, descriptor = staging.create(place)
-            stack.callback(os.close, descriptor)
-            staged.append(_Staged(path, place, beside, descriptor, layout, ready))
-        try:
-            _fill_all(staged, budget, _ticks(progress, total))
-            publish([(one.beside, one.place, one.path) for one in staged], force, kin)
-        except BaseException:
-            for one in staged:
-                with contextlib.suppress(OSError):
-                    os.unlink(one.beside)
-            raise
+        beside = _stage(places, files[-1][0], kin is no_kin, stack)
+        staged = [
+            _Staged(path, place, at, layout, ready)
+            for (path, layout), place, at, ready in zip(files, places, beside, parts, strict=True)
+        ]
+        _fill_all(staged, budget, _ticks(progress, total))
+        publish([(one.beside, one.place, one.path) for one in staged], force, kin)
     return total
+
+
+def _stage(places: Sequence[str], path: str, alone: bool, stack: contextlib.ExitStack) -> list[str]:
+    """Where the files are until they are whole: in a folder, unless it is one `alone`.  What is left of that when
+    the stack ends is removed."""
+    if len(places) == 1 and alone:
+        with failures(path):
+            beside, descriptor = staging.create(places[0])
+        stack.callback(os.close, descriptor)
+        stack.callback(_remove, beside)
+        return [beside]
+    with failures(path):
+        folder, descriptor = staging.create_folder(places[-1])
+    stack.callback(os.close, descriptor)
+    staged = [os.path.join(folder, os.path.basename(place) + ".part") for place in places]
+    stack.callback(_remove, *staged, folder=folder)
+    return staged
+
+
+def _remove(*paths: str, folder: str | None = None) -> None:
+    """Files that are still there, then their folder, unless it holds something else."""
+    for path in paths:
+        with contextlib.suppress(OSError):
+            os.unlink(path)
+    if folder is not None:
+        with contextlib.suppress(OSError):
+            os.rmdir(folder)
 
 
 @dataclass(frozen=True)
 class _Staged:
-    """A file that is being made: what it is called, its place, and what it is called until it is there."""
+    """A file that is being made: what it is called, its place, and where it is until it goes there."""
 
     path: str
     place: str
     beside: str
-    descriptor: int
     layout: Layout
     parts: list[Named]
 
@@ -201,11 +220,15 @@ def _fill(one: _Staged, block: int, threads: int, tick: Tick) -> None:
     """One file, complete and on the disk."""
     patches = one.layout.patches
     with failures(one.path):
-        crcs = fill(one.descriptor, one.parts, block, threads, tick, patches is not None)
-        for offset, raw in patches(crcs) if patches is not None else ():
-            os.pwrite(one.descriptor, raw, offset)
-        _keep_mode(one.descriptor, one.place)
-        os.fsync(one.descriptor)
+        descriptor = os.open(one.beside, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+        try:
+            crcs = fill(descriptor, one.parts, block, threads, tick, patches is not None)
+            for offset, raw in patches(crcs) if patches is not None else ():
+                os.pwrite(descriptor, raw, offset)
+            _keep_mode(descriptor, one.place)
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def _keep_mode(descriptor: int, place: str) -> None:

@@ -15,7 +15,7 @@ from ckptsurgeon.stream import workers
 from ckptsurgeon.stream.copying import Copier, buffer
 from ckptsurgeon.stream.digests import Digest, Digests
 from ckptsurgeon.stream.flushing import Flusher
-from ckptsurgeon.stream.schedule import Assemble, Check, Compute, Copy, Job, Part, is_plain, schedule
+from ckptsurgeon.stream.schedule import WINDOW, Assemble, Check, Compute, Copy, Job, Part, is_plain, schedule
 from ckptsurgeon.tensor import TensorRef
 from ckptsurgeon.writing import put
 
@@ -42,7 +42,7 @@ def fill(descriptor: int, parts: Sequence[Named], block: int, threads: int, tick
     for part in parts:
         placed.append((at, part if isinstance(part, bytes) else Part(at, *part)))
         at += len(part) if isinstance(part, bytes) else part[0].nbytes
-    jobs = schedule(placed, sums, digests)
+    jobs = schedule(placed, sums, digests, min(WINDOW, block))
     with Handles() as handles, Flusher(descriptor) as flusher:
         filling = _Filling(descriptor, handles, block, tick, flusher)
         workers.run(filling.work(jobs), threads if at > _ALONE else 1)
@@ -133,18 +133,18 @@ class _Filling:
         put(self.descriptor, memoryview(made), job.offset)
         self._done(len(made))
 
-    def _made(self, part: Compute) -> memoryview:
+    def _made(self, part: Compute) -> bytes:
         with _about(part.key):
-            return memoryview(b"".join(piece.make(self.handles) for piece in pieces(part.ref, self.block)))
+            return b"".join(piece.make(self.handles) for piece in pieces(part.ref, self.block))
 
-    def _small(self, job: Assemble) -> dict[int, memoryview]:
+    def _small(self, job: Assemble) -> dict[int, bytes]:
         """The bytes of the plain tensors in a window, by their index; what lies close together is read at once."""
         wanted = sorted(
             (extent.file.path, extent.offset, index, extent)
             for index, part in enumerate(job.parts)
             if isinstance(part, Compute) and is_plain(part.ref) and isinstance(extent := part.ref.source, Extent)
         )
-        found: dict[int, memoryview] = {}
+        found: dict[int, bytes] = {}
         group: list[tuple[int, Extent]] = []
         begin = end = 0
         for _, _, index, extent in wanted:
@@ -161,14 +161,15 @@ class _Filling:
         return found
 
     def _read(
-        self, group: list[tuple[int, Extent]], begin: int, end: int, found: dict[int, memoryview], job: Assemble
+        self, group: list[tuple[int, Extent]], begin: int, end: int, found: dict[int, bytes], job: Assemble
     ) -> None:
+        """Keep of a stretch of a file only what was asked for: much may lie between."""
         part = job.parts[group[0][0]]
         file: File = group[0][1].file
         with _about(part.key if isinstance(part, Compute) else None):
             data = memoryview(read_exactly(self.handles.descriptor(file), end - begin, begin, file.path))
         for index, extent in group:
-            found[index] = data[extent.offset - begin : extent.offset - begin + extent.nbytes]
+            found[index] = bytes(data[extent.offset - begin : extent.offset - begin + extent.nbytes])
 
 
 @contextmanager

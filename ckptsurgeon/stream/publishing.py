@@ -11,7 +11,8 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Callable, Sequence
+import stat
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from ckptsurgeon.errors import InputError, OutputError
@@ -19,6 +20,7 @@ from ckptsurgeon.formats import JOURNAL
 from ckptsurgeon.stream import staging
 from ckptsurgeon.writing import failures, put, sync_folder
 
+_MOST = 64 << 20
 Kin = Callable[[str], bool]
 """Tells by its name whether another file in the folder belongs to an earlier output of the same kind."""
 Moves = Sequence[tuple[str, str, str]]
@@ -53,17 +55,16 @@ def publish(moves: Moves, force: bool, kin: Kin) -> None:
         with failures(path):
             sync_folder(folder)
         return
-    aside = {os.path.join(folder, name): staging.beside(os.path.join(folder, name)) for name in old}
+    held = os.path.dirname(beside)  # the folder of what is staged, which takes what was there too
+    aside = {os.path.join(folder, name): os.path.join(held, f"{staging.OLD}{name}.part") for name in old}
     listed = journal(place)
     with failures(path):
-        _keep(listed, {"moves": [_names(move[:2]) for move in moves], "aside": _names(aside.values())})
-    retired: list[str] = []
+        _keep(listed, folder, [move[:2] for move in moves], aside.values())
     published: list[str] = []
     try:
         for name in sorted(aside, key=lambda name: (not name.endswith(".json"), name)):
             with failures(name):
                 os.rename(name, aside[name])
-            retired.append(name)
         for beside, place, path in moves:
             fresh = not os.path.lexists(place)
             with failures(path):
@@ -73,13 +74,9 @@ def publish(moves: Moves, force: bool, kin: Kin) -> None:
         with failures(path):
             sync_folder(folder)
     except BaseException:
-        _undo(published, {name: aside[name] for name in retired}, listed)
+        _undo(published, aside, listed)
         raise
     _finish(folder, list(aside.values()), listed)
-
-
-def _names(paths: Any) -> list[str]:
-    return [os.path.basename(path) for path in paths]
 
 
 def journal(place: str) -> str:
@@ -87,14 +84,18 @@ def journal(place: str) -> str:
     return os.path.join(os.path.dirname(place), f".{os.path.basename(place)}.journal")
 
 
-def _keep(path: str, content: dict[str, Any]) -> None:
-    """A journal that is on the disk, whole, when this returns."""
+def _keep(path: str, folder: str, moves: Iterable[tuple[str, str]], aside: Iterable[str]) -> None:
+    """A journal that is on the disk, whole, when this returns; its names count from the folder."""
+    content = {
+        "moves": [[os.path.relpath(name, folder) for name in move] for move in moves],
+        "aside": [os.path.relpath(name, folder) for name in aside],
+    }
     made, descriptor = staging.create(path)
     try:
-        put(descriptor, memoryview(json.dumps(content).encode()), 0)
+        put(descriptor, json.dumps(content).encode(), 0)
         os.fsync(descriptor)
         os.replace(made, path)
-        sync_folder(os.path.dirname(path))
+        sync_folder(folder)
     except BaseException:
         with contextlib.suppress(OSError):
             os.unlink(made)
@@ -117,16 +118,19 @@ def _move(beside: str, place: str, path: str, force: bool) -> None:
         os.unlink(beside)
 
 
-def _undo(published: Sequence[str], retired: dict[str, str], journal: str) -> None:
-    """What was there is there again, and nothing else."""
-    with contextlib.suppress(OSError):
-        os.unlink(journal)
-    for name in published:
+def _undo(published: Sequence[str], aside: Mapping[str, str], journal: str) -> None:
+    """What was there is there again, and nothing else.
+
+    The journal goes first: from here on nothing may be carried on.  What was put aside and cannot be put
+    back stays where it is, and `sweep` leaves it there.
+    """
+    for name in (journal, *published):
         with contextlib.suppress(OSError):
             os.unlink(name)
-    for place, aside in reversed(retired.items()):
-        with contextlib.suppress(OSError):
-            os.rename(aside, place)
+    for place, beside in reversed(list(aside.items())):
+        if os.path.lexists(beside) and not os.path.lexists(place):
+            with contextlib.suppress(OSError):
+                os.rename(beside, place)
 
 
 def _finish(folder: str, aside: Sequence[str], journal: str) -> None:
@@ -158,23 +162,46 @@ def recover(path: str, kin: Kin) -> tuple[str, ...]:
 
 def _carry_on(folder: str, journal: str, path: str) -> None:
     try:
-        with open(journal, encoding="utf-8") as file:
-            found = json.load(file)
-        moves = [(_inside(folder, a), _inside(folder, b)) for a, b in found["moves"]]
-        aside = [_inside(folder, name) for name in found["aside"]]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        found = json.loads(_text(journal))
+        moves = [(_staged(folder, a), _inside(folder, b)) for a, b in found["moves"]]
+        aside = [_staged(folder, name) for name in found["aside"]]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(f"cannot be understood ({error})", path=journal, hint="remove it, and write again") from None
+    held = sorted({name for beside, _ in moves for name in (beside, os.path.dirname(beside)) if name != folder})
+    if any(map(staging.is_held, held)):
+        raise OutputError(path, "another run puts its shards in their places there just now")
     with failures(path):
-        left = [(beside, place) for beside, place in moves if os.path.lexists(beside)]
-        if any(staging.is_held(beside) for beside, _ in left):
-            raise OutputError(path, "another run puts its shards in their places there just now")
-        for beside, place in left:
-            os.replace(beside, place)
+        for beside, place in moves:
+            if os.path.lexists(beside):
+                os.replace(beside, place)
         sync_folder(folder)
     _finish(folder, aside, journal)
+    for name in held:
+        with contextlib.suppress(OSError):
+            os.rmdir(name)
+
+
+def _text(journal: str) -> bytes:
+    """The content of a journal; ValueError for what is no regular file of a sensible size."""
+    descriptor = os.open(journal, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        there = os.fstat(descriptor)
+        if not stat.S_ISREG(there.st_mode) or there.st_size > _MOST:
+            raise ValueError("no regular file of up to 64 MiB")
+        return os.pread(descriptor, there.st_size, 0)
+    finally:
+        os.close(descriptor)
 
 
 def _inside(folder: str, name: Any) -> str:
-    if not isinstance(name, str) or not name or os.path.basename(name) != name or name in (".", ".."):
+    if not isinstance(name, str) or os.path.basename(name) != name or name in ("", ".", ".."):
         raise ValueError(f"{name!r} is no file beside it")
     return os.path.join(folder, name)
+
+
+def _staged(folder: str, name: Any) -> str:
+    """A name under which a run stages files: another one is no business of a journal."""
+    first, *rest = str(name).split("/")
+    if not staging.is_staged(first) or len(rest) > 1 or not all(part.endswith(".part") for part in rest):
+        raise ValueError(f"{name!r} is no staged file")
+    return os.path.join(folder, first, *rest)

@@ -104,9 +104,10 @@ def is_plain(ref: TensorRef) -> bool:
     )
 
 
-def schedule(parts: Iterable[tuple[int, bytes | Part]], sums: bool, digests: Digests) -> list[Job]:
-    """The jobs that make a file of `parts`, each with its offset; `sums` tells whether tensors need checksums."""
-    made = _Jobs(sums, digests)
+def schedule(parts: Iterable[tuple[int, bytes | Part]], sums: bool, digests: Digests, most: int = WINDOW) -> list[Job]:
+    """The jobs that make a file of `parts`, each with its offset; `sums` tells whether tensors need checksums,
+    and `most` are the bytes of a window."""
+    made = _Jobs(sums, digests, most)
     for offset, part in parts:
         if isinstance(part, bytes):
             made.literal(offset, part)
@@ -116,8 +117,8 @@ def schedule(parts: Iterable[tuple[int, bytes | Part]], sums: bool, digests: Dig
 
 
 class _Jobs:
-    def __init__(self, sums: bool, digests: Digests) -> None:
-        self.sums, self.digests = sums, digests
+    def __init__(self, sums: bool, digests: Digests, most: int) -> None:
+        self.sums, self.digests, self.most = sums, digests, most
         self.jobs: list[Job] = []
         self.window: list[bytes | Compute] = []
         self.begin = self.size = 0
@@ -193,7 +194,7 @@ class _Jobs:
             self.jobs.append(job)
 
     def _small(self, offset: int, part: bytes | Compute, nbytes: int) -> None:
-        if self.window and self.size + nbytes > WINDOW:
+        if self.window and self.size + nbytes > self.most:
             self._end_window()
         if not self.window:
             self.begin, self.size = offset, 0

@@ -1,7 +1,9 @@
 """Files that come into being beside their places, under names that nobody reads.
 
-A staged file is locked as long as its writer lives.  What a killed one left behind is found by its
-name and by the lock that nobody holds, and removed by the next run that writes to the same place.
+What is staged is locked as long as its writer lives: one file by itself, several in a folder of theirs
+whose lock is the only one, since a thousand shards cannot all be held open.  What a killed writer left
+behind is found by its name and by the lock that nobody holds, and removed by the next run that writes to
+the same place.
 """
 
 from __future__ import annotations
@@ -15,6 +17,8 @@ import shutil
 from collections.abc import Callable, Iterable
 
 _SUFFIX = ".part"
+OLD = "old-"
+"""Before the name of what was there and is to be replaced, in the folder of what is staged: never swept."""
 _STAGED = re.compile(rf"\.(.+)\.[0-9a-f]{{8}}{re.escape(_SUFFIX)}", re.DOTALL)
 
 
@@ -75,16 +79,21 @@ def _remove(path: str, is_folder: bool) -> None:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if is_folder:
-                shutil.rmtree(path)
-            else:
+            if not is_folder:
                 os.unlink(path)
+            elif not any(name.startswith(OLD) for name in os.listdir(path)):
+                shutil.rmtree(path)
         finally:
             os.close(descriptor)
 
 
+def is_staged(name: str) -> bool:
+    """Whether a name is one that `beside` gives."""
+    return _STAGED.fullmatch(name) is not None
+
+
 def is_held(path: str) -> bool:
-    """Whether a living run holds a staged file."""
+    """Whether a living run holds what is staged there."""
     with contextlib.suppress(FileNotFoundError):
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:
