@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -235,6 +236,33 @@ def _without_sums(path: str) -> None:
         raw[at + 16 : at + 20] = bytes(4)
         at = raw.find(b"PK\1\2", at + 4)
     Path(path).write_bytes(raw)
+
+
+def test_a_sum_is_of_stretches_in_their_order_whatever_thread_was_first() -> None:
+    from ckptsurgeon.stream.digests import Digest
+
+    data = bytes(range(200))
+    parts = [(150, data[150:]), (0, data[:70]), (70, data[70:150])]
+    digest = Digest()
+    for at, part in parts:
+        digest.put(at, zlib.crc32(part), len(part))
+    assert digest.value() == zlib.crc32(data)
+    assert Digest.joined([digest, digest], 400) == zlib.crc32(data + data)
+    with pytest.raises(AssertionError, match="200 bytes were summed up where 201 were written"):
+        Digest.joined([digest], 201)
+
+
+def test_a_compressed_member_is_inflated_once_for_all_of_its_views(monkeypatch: pytest.MonkeyPatch) -> None:
+    base = torch.randn(50, 40)
+    torch.save({f"v{i}": base[i : i + 2] for i in range(40)} | {"t": base.t()}, "a.pth")
+    deflated("a.pth")
+    from ckptsurgeon import evaluate
+
+    real, begun = evaluate.whole, []
+    monkeypatch.setattr(evaluate, "whole", lambda extent, size: begun.append(extent.record.name) or real(extent, size))
+    cs.convert("a.pth", "b.safetensors")
+    assert [name.rpartition("/")[2] for name in begun] == ["0"]
+    assert_same_tensor(load_file("b.safetensors")["v7"], base[7:9])
 
 
 @pytest.mark.parametrize("change", CHANGES)
