@@ -627,7 +627,9 @@ source, output, rounds, seed = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(s
 chance = random.Random(seed)
 def once():
     cs.remap(source, output, ["layers => blocks"], force=True, shard_size=300_000 if output.endswith("/") else None)
-began = time.perf_counter(); once(); usual = time.perf_counter() - began
+def timed():
+    began = time.perf_counter(); once(); return time.perf_counter() - began
+usual = min(timed() for _ in range(6))
 killed = 0
 for turn in range(rounds):
     child = os.fork()
@@ -755,12 +757,40 @@ def test_a_journal_that_says_nonsense_or_leads_elsewhere_is_refused(ckpt: Any) -
         '{"moves": [["../mine", "x"]], "aside": []}',
         '{"moves": [], "aside": ["../mine"]}',
         '{"moves": 3}',
+        '{"moves": [["notes.part", "x"]], "aside": []}',
+        '{"moves": [["notes/n.part", "x"]], "aside": []}',
+        '{"moves": [], "aside": ["notes.part"]}',
+        '{"moves": [[".a.01234567.part/../../mine", "x"]], "aside": []}',
+        "link",
     ):
-        Path("out/.model.safetensors.index.json.journal").write_text(text)
+        Path("out/notes.part").write_text("mine")
+        journal = Path("out/.model.safetensors.index.json.journal")
+        journal.unlink(missing_ok=True)
+        if text == "link":
+            os.symlink("notes.part", journal)
+        else:
+            journal.write_text(text)
         ran = ckpt("convert", "a.pth", "out/", "--force")
         assert ran.code == 2
         assert ".journal: cannot be understood" in ran.err
+        assert Path("out/notes.part").read_text() == "mine"
     assert Path("mine").read_text() == "mine"
+
+
+def test_a_narrow_column_of_a_wide_matrix_is_read_without_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+    wide = torch.randn(200, 50_000)
+    torch.save({"w": wide[:, 7:9]}, "a.pth")
+    ref, read, real = cs.open("a.pth")["w"], 0, os.preadv
+
+    def counted_bytes(descriptor: int, views: list[memoryview], at: int) -> int:
+        nonlocal read
+        got = real(descriptor, views, at)
+        read += got
+        return got
+
+    monkeypatch.setattr(os, "preadv", counted_bytes)
+    assert_same_tensor(ref.read(), wide[:, 7:9].contiguous())
+    assert read == 200 * 2 * 4
 
 
 def test_more_shards_than_a_process_may_hold_open() -> None:
@@ -780,6 +810,23 @@ def test_more_shards_than_a_process_may_hold_open() -> None:
     assert len(os.listdir("there")) == 151
     for folder in ("new", "there"):
         assert_same_tensors(cs.open(folder), state, ordered=False)
+
+
+def test_a_model_is_built_once_however_many_threads_ask_for_its_values() -> None:
+    Path("slow.py").write_text(
+        "import time, torch\nbuilt = []\n"
+        "def make():\n"
+        "    time.sleep(0.3)\n"
+        "    built.append(1)\n"
+        "    made = torch.nn.Sequential(*[torch.nn.Linear(200, 200) for _ in range(8)])\n"
+        "    open('built', 'a').write(str(made[0].weight.device) + ' ')\n"
+        "    return made\n"
+    )
+    torch.save({"other": torch.ones(1)}, "a.pth")
+    for jobs in (1, 4):
+        cs.remap("a.pth", f"{jobs}.pth", to="slow.py:make", missing="init", unexpected="drop", jobs=jobs)
+    assert Path("built").read_text().split() == ["meta", "cpu", "meta", "cpu"]
+    assert Path("1.pth").read_bytes() == Path("4.pth").read_bytes()
 
 
 def test_small_tensors_far_apart_take_no_more_memory_than_they_are() -> None:
