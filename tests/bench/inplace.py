@@ -38,8 +38,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         for label, size in SIZES.items():
-            sparse(folder / f"in.{label[0]}.safetensors", size)
-        (folder / "in.copied").write_bytes(os.urandom(1 << 20) * 1024)
+            sparse(folder / f"in.{label.split()[0]}.safetensors", size)
+        block = os.urandom(1 << 20)
+        with open(folder / "in.copied", "wb") as file:
+            for _ in range(ONE >> 20):  # never held whole: a child's peak is never counted below its parent's
+                file.write(block)
         seconds: dict[str, list[float]] = {}
         peaks: dict[str, float] = {}
         names = [f"{what} {label}" for what in ("ls", "in place") for label in SIZES] + ["copy of 1 GiB"]
@@ -47,7 +50,7 @@ def main() -> None:
         for turn in range(options.rounds + 1):
             for case in names[turn % len(names) :] + names[: turn % len(names)]:
                 label = case.partition(" ")[2].removeprefix("place ")
-                file = str(folder / f"in.{label[0]}.safetensors")
+                file = str(folder / f"in.{label.split()[0]}.safetensors")
                 if case.startswith("ls"):
                     command = [*TOOL, "ls", file]
                 elif case.startswith("copy"):
