@@ -90,7 +90,20 @@ class AmbiguousError(InputError):
 
 
 class LimitError(InputError):
-    """A file that asks for more than `Limits` allows."""
+    """A file that asks for more than `Limits` allows: `limit` is the name of the bound, `most` what it was."""
+
+    def __init__(
+        self,
+        cause: str,
+        limit: str,
+        most: int,
+        *,
+        path: str | PathLike[str] | None = None,
+        key: str | None = None,
+    ) -> None:
+        self.limit, self.most = limit, most
+        raised = f"where the file is what you expect, `--reader-limit {limit.replace('_', '-')}=N` raises it"
+        super().__init__(f"{cause}, over the limit of {most}", path=path, key=key, hint=raised)
 
 
 class UsageError(CkptError):

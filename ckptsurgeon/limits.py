@@ -1,10 +1,14 @@
-"""What a file may ask for before it is refused: one frozen value, given to every reader.
+"""What a file may ask for before it is refused: one frozen value, which every reader keeps.
 
-Real checkpoints stay far below; a file that meets a limit is damaged or hostile.
+Real checkpoints stay far below; a file that meets a limit is damaged or hostile, or larger than this program
+ever saw.  `with using(Limits(...))` puts another value in force, which is what `--reader-limit` does.
 """
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+from contextvars import ContextVar
 from dataclasses import dataclass
 
 
@@ -14,28 +18,50 @@ class Limits:
 
     safetensors_header: int = 100_000_000
     """The JSON header of a safetensors file (the format's own bound)."""
+    index_bytes: int = 64 << 20
+    """The JSON index of a sharded checkpoint."""
     pickle_bytes: int = 2 << 30
     """The pickle of a torch file, without its tensors."""
-    opcodes: int = 200_000_000
+    inflated_bytes: int = 64 << 20
+    """A pickle, or a file of code, that is compressed in its archive."""
+    pickle_memory: int = 384 << 20
+    """What the objects of one pickle may take, beside twice the bytes of the pickle itself."""
+    opcodes: int = 32_000_000
     """Steps of one pickle."""
+    marks: int = 10_000
+    """Containers of a pickle that are open at one time."""
     code_bytes: int = 128 << 20
     """The code of a TorchScript archive, as far as its classes are looked up."""
-    archive_members: int = 20_000_000
-    """Members of one zip archive."""
+    archive_members: int = 1_000_000
+    """Members of one archive."""
     dimensions: int = 64
     """Dimensions of one tensor (torch's own bound)."""
     view_bytes: int = 4 << 30
-    """A view that repeats its storage (`expand`) may always be this large …"""
+    """A tensor that repeats its bytes (`expand`), and all tensors of a file together, may always take this …"""
     view_ratio: int = 64
-    """… and beyond that, at most so many times as large as the storage."""
+    """… and beyond that, at most so many times the bytes that the file has for them."""
     modules: int = 1_000_000
-    """Modules in one pickled model, each counted as often as it is used."""
-    index_bytes: int = 1 << 28
-    """The JSON index of a sharded checkpoint."""
+    """Modules in one pickled model, each counted as often as it is used; tensors below one `--select`."""
     depth: int = 200
-    """Nesting of containers in a file."""
+    """Nesting of containers in which state dicts are looked for."""
 
 
 DEFAULT = Limits()
+_CURRENT: ContextVar[Limits] = ContextVar("limits", default=DEFAULT)
 BLOCK = 8 << 20
 """Bytes that are read, changed and written at a time: tuning, not a limit."""
+
+
+def current() -> Limits:
+    """The limits in force."""
+    return _CURRENT.get()
+
+
+@contextlib.contextmanager
+def using(limits: Limits | None) -> Iterator[None]:
+    """Other limits, for as long as the context lasts; None leaves them as they are."""
+    token = _CURRENT.set(limits or _CURRENT.get())
+    try:
+        yield
+    finally:
+        _CURRENT.reset(token)

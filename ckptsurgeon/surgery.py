@@ -15,7 +15,7 @@ from ckptsurgeon import formats, targets
 from ckptsurgeon.checkpoint import Checkpoint, Target
 from ckptsurgeon.dtypes import DType, parse_dtype
 from ckptsurgeon.errors import PlanError, UsageError
-from ckptsurgeon.limits import DEFAULT, Limits
+from ckptsurgeon.limits import Limits, using
 
 if TYPE_CHECKING:
     import torch
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     Like = Source | Target | torch.nn.Module
 
 
-def open_checkpoint(path: Path, select: str | None = None, *, limits: Limits = DEFAULT) -> Checkpoint:
+def open_checkpoint(path: Path, select: str | None = None, *, limits: Limits | None = None) -> Checkpoint:
     """Open a checkpoint; only headers are read, and nothing in the file is run.
 
     `select` is the dotted path of the state dict inside the file's object (`.` for the root);
@@ -43,7 +43,8 @@ def open_checkpoint(path: Path, select: str | None = None, *, limits: Limits = D
     Raises InputError when the file is damaged or of no known kind, AmbiguousError when several
     state dicts could be meant, UsageError when `select` names nothing.
     """
-    return formats.inspect(path, limits).checkpoint(select)
+    with using(limits):
+        return formats.inspect(path).checkpoint(select)
 
 
 def as_checkpoint(source: Source, select: str | None = None) -> Checkpoint:

@@ -285,4 +285,4 @@ def test_keys_that_are_costly_to_hash_are_no_keys(ckpt: Any) -> None:
 
 def test_a_word_is_no_reason_to_unpack_a_gigabyte(ckpt: Any) -> None:
     _pickle_zip(b"\x80\x02}.", byteorder=bytes(1 << 24))
-    assert "byteorder has 16777216 bytes, over the limit of 16" in ckpt("ls", "x.pth").err
+    assert "byteorder has 16777216 bytes, neither little nor big" in ckpt("ls", "x.pth").err

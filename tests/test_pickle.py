@@ -152,7 +152,9 @@ def test_a_model_that_uses_each_part_twice_thirty_times_over_is_refused() -> Non
     for _ in range(30):
         module = torch.nn.Sequential(module, module)
     torch.save(module, "m.pth")
-    with pytest.raises(cs.LimitError, match=r"^m\.pth: a model of more than 1000000 modules"):
+    with pytest.raises(
+        cs.LimitError, match=r"^m\.pth: a model of too many modules or tensors, over the limit of 1000000"
+    ):
         cs.open("m.pth")
 
 

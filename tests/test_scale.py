@@ -111,8 +111,8 @@ def outcome(raw: bytes, locate: Any, limits: Limits = DEFAULT) -> Any:
     try:
         tree, end = _pickle.loads(raw, builders=builders(limits), persistent=Storages(locate), limits=limits)
         return plain(tree), end
-    except (_pickle.BadPickle, BadRecord) as error:
-        return type(error), str(error), getattr(error, "key", None)
+    except (_pickle.BadPickle, BadRecord, cs.LimitError) as error:
+        return type(error), getattr(error, "cause", str(error)), getattr(error, "key", None)
 
 
 def both(raw: bytes, locate: Any, limits: Limits = DEFAULT) -> tuple[Any, Any]:
@@ -267,7 +267,7 @@ def test_no_record_is_read_beyond_the_steps_that_are_allowed() -> None:
         found.append(key)
         return locate(key, *rest)
 
-    assert outcome(raw, noted, Limits(opcodes=3000))[1] == "more than 3000 steps"
+    assert outcome(raw, noted, Limits(opcodes=3000))[1] == "more steps in a pickle, over the limit of 3000"
     assert 90 < len(found) < 110
 
 

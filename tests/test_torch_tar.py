@@ -245,7 +245,7 @@ def test_contents_that_disagree_are_refused(case: str, ckpt: Any) -> None:
     ran = ckpt("ls", "a.pth.tar")
     assert (ran.code, ran.out) == (2, "")
     assert ran.err.startswith("ckpt: error: a.pth.tar: ")
-    assert "damaged torch tar: " in ran.err
+    assert ("damaged torch tar: " in ran.err) == (case != "too many dimensions")  # which is a limit that can be raised
     assert words in ran.err
 
 

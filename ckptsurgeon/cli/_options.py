@@ -5,9 +5,12 @@ from __future__ import annotations
 import re
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from ckptsurgeon.limits import Limits
 
 
 class Unexpected(StrEnum):
@@ -97,6 +100,14 @@ Jobs = Annotated[
 NoCache = Annotated[
     bool, typer.Option("--no-cache", help="Build the model of a spec anew, though its header is in the cache.")
 ]
+ReaderLimits = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--reader-limit",
+        metavar="NAME=N",
+        help="Raise or lower what a file may ask for (docs/security.md lists the names); bytes also as 4GiB.",
+    ),
+]
 Force = Annotated[bool, typer.Option("--force", help="Replace the output if it exists.")]
 InPlace = Annotated[
     bool,
@@ -105,6 +116,26 @@ InPlace = Annotated[
         help="Rewrite only headers (and the index) of safetensors; what would move or change bytes is refused.",
     ),
 ]
+
+
+def limits(words: list[str] | None) -> Limits | None:
+    """The limits in force with those of `--reader-limit`; None without any. UsageError for other names and numbers."""
+    if not words:
+        return None
+    from dataclasses import fields, replace
+
+    from ckptsurgeon import formats
+    from ckptsurgeon.errors import UsageError
+    from ckptsurgeon.limits import current
+
+    names = {field.name.replace("_", "-"): field.name for field in fields(current())}
+    given: dict[str, int] = {}
+    for word in words:
+        name, _, value = word.partition("=")
+        if name not in names:
+            raise UsageError(f"--reader-limit {word}: write NAME=N, where NAME is one of {', '.join(names)}")
+        given[names[name]] = formats.parse_size(value, "--reader-limit") or 0
+    return replace(current(), **given)
 
 
 def compiled(match: str | None) -> re.Pattern[str] | None:

@@ -13,7 +13,9 @@ from typing import Any, TypeVar
 
 import typer
 
+from ckptsurgeon.cli._options import limits
 from ckptsurgeon.errors import MOST_SHOWN, CkptError, PlanError, Problem, RuleError
+from ckptsurgeon.limits import using
 
 NO, BAD = 1, 2
 _PIPE_CLOSED = 141
@@ -68,12 +70,14 @@ def problems(found: tuple[Problem, ...]) -> None:
 
 
 def failing(command: _F) -> _F:
-    """A command whose errors become `ckpt: error: …` and an exit code; bugs keep their traceback."""
+    """A command under its `--reader-limit`, whose errors become `ckpt: error: …` and an exit code; bugs keep their
+    traceback."""
 
     @functools.wraps(command)
     def run(*args: Any, **kwargs: Any) -> None:
         try:
-            command(*args, **kwargs)
+            with using(limits(kwargs.get("reader_limit"))):
+                command(*args, **kwargs)
         except (PlanError, RuleError) as error:
             problems(error.problems)
             raise typer.Exit(NO if isinstance(error, PlanError) else BAD) from None

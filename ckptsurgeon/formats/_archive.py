@@ -27,11 +27,17 @@ def roots(members: Mapping[str, Member], name: str) -> list[str]:
     return [root for root in found if root.count("/") <= 1]
 
 
-def content(probe: Probe, member: Member, most: int) -> bytes:
-    """The bytes of a member, proven by its checksum; LimitError when they are more than `most`."""
+def content(probe: Probe, member: Member, most: int, limit: str) -> bytes:
+    """The bytes of a member, proven by its checksum; LimitError when they are more than `most`, which `limit` says.
+
+    What is compressed may be no larger than `inflated_bytes` either: its size costs a file nothing.
+    """
     path = probe.file.path
-    if (large := max(member.size, member.packed)) > most:
-        raise LimitError(f"{member.name} has {large} bytes, over the limit of {most}", path=path)
+    large = max(member.size, member.packed)
+    if member.deflated and most > probe.limits.inflated_bytes:
+        limit, most = "inflated_bytes", probe.limits.inflated_bytes
+    if large > most:
+        raise LimitError(f"{member.name} has {large} bytes", limit, most, path=path)
     data = probe.read(member.packed, member.offset)
     if member.deflated:
         inflate = zlib.decompressobj(-15)
@@ -51,7 +57,9 @@ def byteorder(probe: Probe, root: str) -> Literal["little", "big"]:
     member = probe.members.get(f"{root}byteorder")
     if member is None:
         return "little"
-    word = content(probe, member, _LONGEST_WORD)
+    if member.size > _LONGEST_WORD:
+        raise InputError(f"{member.name} has {member.size} bytes, neither little nor big", path=probe.file.path)
+    word = content(probe, member, _LONGEST_WORD, "pickle_bytes")
     if word == b"big":
         return "big"
     if word != b"little":
@@ -83,7 +91,7 @@ def locator(
 
 def unpickled(probe: Probe, name: str, builders: Mapping[str, Builder], persistent: Callable[[Any], Any]) -> Any:
     """The object in the pickle that the member `name` is, to its last byte."""
-    pickled = content(probe, probe.members[name], probe.limits.pickle_bytes)
+    pickled = content(probe, probe.members[name], probe.limits.pickle_bytes, "pickle_bytes")
     try:
         tree, end = _pickle.loads(pickled, builders=builders, persistent=persistent, limits=probe.limits)
     except (BadPickle, BadRecord) as error:

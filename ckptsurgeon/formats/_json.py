@@ -8,7 +8,12 @@ from typing import Any
 
 def loads(raw: bytes) -> Any:
     """The value in UTF-8 text; ValueError (or RecursionError) for what is no JSON, and for keys that stand twice."""
-    return json.loads(raw.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_no_constant)
+    return text(raw.decode("utf-8"))
+
+
+def text(written: str) -> Any:
+    """The value that a text of JSON says; the errors are those of `loads`."""
+    return json.loads(written, object_pairs_hook=_unique, parse_constant=_no_constant)
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -3,7 +3,8 @@
 It is a small stack machine for all pickle protocols (0–5).  It imports nothing and calls nothing
 that a file names: a closed table of builders, given by the format module, makes tensors out of
 `torch._utils._rebuild_*`; every other global becomes an `Opaque` record.  FRAME is ignored, and
-every count is checked against the bytes that exist.
+every count is checked against the bytes that exist.  What objects take in memory is charged to a budget
+before they are made, and so are steps and open containers.
 
 Source: the comments of CPython's `Lib/pickletools.py`.
 """
@@ -16,6 +17,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from ckptsurgeon.errors import LimitError
 from ckptsurgeon.formats._plain import BUILDERS, BadRecord, Builder, as_key
 from ckptsurgeon.formats._records import REBUILD, Memo, Records
 from ckptsurgeon.formats._tensors import Storages
@@ -51,7 +53,7 @@ def loads(
     machine = _Machine(bytes(data), start, {**BUILDERS, **(builders or {})}, persistent, limits)
     try:
         return machine.run(), machine.at
-    except BadRecord as error:
+    except (BadRecord, LimitError) as error:
         error.key = error.key or machine.last_name()
         raise
     except BadPickle:
@@ -77,6 +79,7 @@ class _Machine:
     ) -> None:
         self.data, self.at = data, at
         self.builders, self.persistent, self.limits = builders, persistent, limits
+        self.left = limits.pickle_memory + 2 * (len(data) - at)
         self.stack: list[Any] = []
         self.marks: list[list[Any]] = []
         self.memo = Memo()
@@ -103,6 +106,9 @@ class _Machine:
             elif opcode == 0x72 and at + 4 < size:  # LONG_BINPUT
                 memo[int.from_bytes(data[at + 1 : at + 5], "little")] = self.stack[-1]
                 self.at = at + 5
+                self.left -= _MEMO
+                if self.left < 0:
+                    raise self.too_large()
             elif opcode == 0x68 and at + 1 < size:  # BINGET
                 self.stack.append(memo[data[at + 1]])
                 self.at = at + 2
@@ -114,8 +120,11 @@ class _Machine:
                 if taken:
                     self.at, steps = end, steps + taken - 1
                 else:
+                    self.pay(_TEXT)
                     self.stack.append(_text(self.take(self.number(4))))
             elif opcode == 0x28:  # MARK
+                if len(self.marks) >= self.limits.marks:
+                    raise LimitError("containers in each other", "marks", self.limits.marks)
                 self.marks.append(self.stack)
                 self.stack = []
             elif opcode == 0x2E:  # STOP
@@ -126,8 +135,18 @@ class _Machine:
                     raise BadPickle(f"byte {at} ({opcode:#04x}) is no opcode that data needs")
                 act(self)
         if steps > most:
-            raise BadPickle(f"more than {most} steps")
+            raise LimitError("more steps in a pickle", "opcodes", most)
         raise Truncated(f"the pickle ends at byte {size} without a STOP")
+
+    def pay(self, cost: int) -> None:
+        """Charge what an object is going to take, in bytes."""
+        self.left -= cost
+        if self.left < 0:
+            raise self.too_large()
+
+    def too_large(self) -> LimitError:
+        most = self.limits.pickle_memory
+        return LimitError(f"objects that would take more memory, near byte {self.at}", "pickle_memory", most)
 
     # -- reading arguments -------------------------------------------------------------------
 
@@ -187,6 +206,7 @@ class _Machine:
             into = into.pairs
         if not isinstance(into, dict) or len(pairs) % 2:
             raise BadPickle(f"items set on what is no dict, near byte {self.at}")
+        self.pay(_PAIR * (len(pairs) // 2))
         for key, value in zip(pairs[::2], pairs[1::2], strict=True):
             into[as_key(key)] = value
 
@@ -376,8 +396,34 @@ def _protocol(machine: _Machine) -> None:
         raise BadPickle(f"pickle protocol {version} is not known")
 
 
+_MEMO, _PAIR, _TEXT, _LIST, _DICT, _SET, _TUPLE, _NUMBER, _MADE = 100, 100, 64, 72, 72, 224, 64, 40, 170
+"""What CPython takes for each (64 bits, with their place in a stack or table), measured with tracemalloc; `_MADE` is an
+OrderedDict, a tensor, a storage or a record of what was not imported."""
+_COSTS = {
+    **dict.fromkeys("pq\x94", _MEMO),
+    **dict.fromkeys("STUVX\x8c\x8dBC\x8e\x96", _TEXT),
+    **dict.fromkeys("]l", _LIST),
+    **dict.fromkeys("}d", _DICT),
+    **dict.fromkeys("\x8f\x91", _SET),
+    **dict.fromkeys("t\x85\x86\x87", _TUPLE),
+    **dict.fromkeys("FIJLMG\x8a\x8b", _NUMBER),
+    **dict.fromkeys("RPQic\x81\x92\x93o", _MADE),
+}
+"""What an opcode is charged before it is done; the others make nothing, or are charged where they do."""
+
+
+def _paid(cost: int, act: Callable[[_Machine], None]) -> Callable[[_Machine], None]:
+    def paid(machine: _Machine) -> None:
+        machine.left -= cost
+        if machine.left < 0:
+            raise machine.too_large()
+        act(machine)
+
+    return paid if cost else act
+
+
 _ACTIONS: dict[int, Callable[[_Machine], None]] = {
-    ord(code): act
+    ord(code): _paid(_COSTS.get(code, 0), act)
     for code, act in {
         "0": _pop,
         "1": lambda m: (m.pop_mark(), None)[1],

@@ -63,7 +63,7 @@ class Code:
         member = self.probe.members.get(path)
         if member is None:
             return ""
-        raw = _archive.content(self.probe, member, self.left)
+        raw = _archive.content(self.probe, member, self.left, "code_bytes")
         self.left -= len(raw)
         try:
             return raw.decode("utf-8")

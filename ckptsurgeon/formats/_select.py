@@ -16,7 +16,7 @@ from ckptsurgeon.formats._tree import (
     versions_of,
 )
 from ckptsurgeon.inert import Opaque, children
-from ckptsurgeon.limits import DEFAULT
+from ckptsurgeon.limits import current
 from ckptsurgeon.tensor import TensorRef
 
 
@@ -48,6 +48,7 @@ def _flattened(name: str, value: Any) -> tuple[dict[str, TensorRef], dict[str, A
 
     What occurs twice is taken twice; only cycles are cut.
     """
+    limits = current()
     tensors: dict[str, TensorRef] = {}
     others: dict[str, Any] = {}
     todo: list[tuple[str, Any, tuple[int, ...]]] = [(name, value, ())]
@@ -57,13 +58,13 @@ def _flattened(name: str, value: Any) -> tuple[dict[str, TensorRef], dict[str, A
             _put(tensors, name, value)
         elif not is_container(value) or is_optimizer(value):
             others[name] = value
-        elif len(above) >= DEFAULT.depth:
-            raise LimitError(f"{name!r} is nested more than {DEFAULT.depth} deep")
+        elif len(above) >= limits.depth:
+            raise LimitError(f"{name!r} is nested too deeply", "depth", limits.depth)
         elif id(value) not in above:
             inner = (*above, id(value))
             todo.extend([(f"{name}.{step}", member, inner) for step, member in children(value)][::-1])
-        if len(tensors) + len(todo) > DEFAULT.modules:
-            raise LimitError(f"more than {DEFAULT.modules} tensors below {name!r}")
+        if len(tensors) + len(todo) > limits.modules:
+            raise LimitError(f"too many tensors below {name!r}", "modules", limits.modules)
     return tensors, others
 
 

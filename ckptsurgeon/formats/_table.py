@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ckptsurgeon.checkpoint import Checkpoint
-from ckptsurgeon.errors import InputError, Problem
+from ckptsurgeon.errors import InputError, LimitError, Problem
 from ckptsurgeon.formats import (
     _folder,
     safetensors,
@@ -29,7 +29,7 @@ from ckptsurgeon.formats import (
 from ckptsurgeon.formats._document import Document
 from ckptsurgeon.formats._layout import Layout
 from ckptsurgeon.formats._probe import Probe
-from ckptsurgeon.limits import DEFAULT, Limits
+from ckptsurgeon.limits import Limits, current
 from ckptsurgeon.sources import Deflate, Extent, File, Record
 
 
@@ -87,12 +87,12 @@ def named(name: str) -> Format:
     return next(format for format in FORMATS if format.name == name)
 
 
-def inspect(path: str | os.PathLike[str], limits: Limits = DEFAULT) -> Document:
+def inspect(path: str | os.PathLike[str], limits: Limits | None = None) -> Document:
     """The whole object in a checkpoint file, as inert data; only headers are read.
 
     Raises InputError when the file is missing, damaged, or of no known kind.
     """
-    name = os.fsdecode(path)
+    name, limits = os.fsdecode(path), limits or current()
     with _uncollected():
         if os.path.isdir(name):
             return _folder.read(name, lambda inner: inspect(inner, limits))
@@ -127,23 +127,26 @@ def _inspect(name: str, limits: Limits, *, is_shard: bool = False) -> Document:
 
         cause, hint = _foreign.describe(probe)
         raise InputError(cause, path=name, hint=hint or f"readable are {_kinds()}")
+    except LimitError as error:
+        error.path = error.path or name  # where a limit is met deep inside, the name of the file is not known
+        raise
     finally:
         os.close(descriptor)
 
 
 @contextlib.contextmanager
-def probe(path: str, limits: Limits = DEFAULT) -> Iterator[Probe]:
+def probe(path: str, limits: Limits | None = None) -> Iterator[Probe]:
     """A file as its format sees it, open for as long as the context lasts; InputError."""
     descriptor = _open(path)
     try:
-        yield Probe.of(File.of(path, os.fstat(descriptor)), descriptor, limits)
+        yield Probe.of(File.of(path, os.fstat(descriptor)), descriptor, limits or current())
     finally:
         os.close(descriptor)
 
 
-def members(path: str, limits: Limits = DEFAULT) -> list[Extent]:
+def members(path: str) -> list[Extent]:
     """Every member of a zip archive with its checksum, tensors or not; nothing for other files."""
-    with probe(path, limits) as opened:
+    with probe(path) as opened:
         file, found = opened.file, opened.members.values()
     made: list[Extent] = []
     for member in found:

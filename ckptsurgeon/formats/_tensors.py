@@ -12,6 +12,7 @@ from functools import lru_cache
 from typing import Any, Literal
 
 from ckptsurgeon.dtypes import DTYPES, DType
+from ckptsurgeon.errors import LimitError
 from ckptsurgeon.formats._plain import BadRecord
 from ckptsurgeon.inert import Opaque
 from ckptsurgeon.limits import Limits
@@ -116,7 +117,8 @@ def view(storage: Storage, dtype: DType, offset: Any, shape: Any, strides: Any, 
             f"{(first + used) * item} bytes of a storage of {storage.nbytes}"
         )
     if spec.nbytes > limits.view_bytes and spec.nbytes > limits.view_ratio * storage.nbytes:
-        raise BadRecord(f"shape {list(shape)} is a view of {spec.nbytes} bytes on a storage of {storage.nbytes}")
+        cause = f"shape {list(shape)} is a view of {spec.nbytes} bytes on a storage of {storage.nbytes}"
+        raise LimitError(cause, "view_bytes", limits.view_bytes)
     extent = Extent(
         storage.file,
         storage.offset + first * item,
@@ -160,8 +162,10 @@ def dims(value: Any, what: str, limits: Limits) -> tuple[int, ...]:
     """`value`, a tuple or a `torch.Size`, as counts."""
     if isinstance(value, Opaque) and value.name == "torch.Size" and value.args and len(value.args) == 1:
         value = value.args[0]
-    if not isinstance(value, tuple | list) or len(value) > limits.dimensions:
-        raise BadRecord(f"{what} is no tuple of at most {limits.dimensions} numbers")
+    if not isinstance(value, tuple | list):
+        raise BadRecord(f"{what} is no tuple of numbers")
+    if len(value) > limits.dimensions:
+        raise LimitError(f"{what} has {len(value)} dimensions", "dimensions", limits.dimensions)
     return tuple(count(size, f"a number of the {what}") for size in value)
 
 

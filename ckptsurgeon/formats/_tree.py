@@ -17,7 +17,7 @@ from ckptsurgeon.checkpoint import Step, Versions
 from ckptsurgeon.errors import LimitError
 from ckptsurgeon.formats._values import tensor_of
 from ckptsurgeon.inert import Opaque, children
-from ckptsurgeon.limits import DEFAULT
+from ckptsurgeon.limits import current
 from ckptsurgeon.tensor import Role, Stored, TensorRef
 
 MAIN_NAMES = frozenset(
@@ -173,13 +173,14 @@ def _walk(root: Any) -> Iterator[tuple[tuple[Step, ...], Any]]:
     modules are not looked into."""
     todo: list[tuple[tuple[Step, ...], Any]] = [((), root)]
     seen: set[int] = set()
+    depth = current().depth
     while todo:
         path, value = todo.pop()
         if isinstance(value, TensorRef) or id(value) in seen or is_optimizer(value):
             continue
         seen.add(id(value))
         yield path, value
-        if not is_module(value) and len(path) < DEFAULT.depth:
+        if not is_module(value) and len(path) < depth:
             inner = [((*path, step), member) for step, member in children(value) if is_container(member)]
             todo.extend(reversed(inner))
 
@@ -241,13 +242,17 @@ def module_state(path: tuple[Step, ...], root: Opaque) -> Candidate:
     tensors: dict[str, TensorRef] = {}
     rest: dict[str, Any] = {}
     todo: list[tuple[str, Opaque, frozenset[int]]] = [("", root, frozenset())]
-    visits, loose, seen = 0, list[str](), set[int]()
+    visits, loose, seen, limits = 0, list[str](), set[int](), current()
     while todo:
         prefix, module, above = todo.pop()
         visits += 1
-        if max(visits, len(tensors)) > DEFAULT.modules or len(above) > DEFAULT.depth:
+        if max(visits, len(tensors)) > limits.modules or len(above) > limits.depth:
+            deep = len(above) > limits.depth
+            name = "depth" if deep else "modules"
             raise LimitError(
-                f"a model of more than {DEFAULT.modules} modules or tensors, or nested {DEFAULT.depth} deep"
+                "modules in each other" if deep else "a model of too many modules or tensors",
+                name,
+                getattr(limits, name),
             )
         fields = module.fields()
         hidden = fields.get("_non_persistent_buffers_set")

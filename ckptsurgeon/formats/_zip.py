@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from operator import gt
 
+from ckptsurgeon.errors import LimitError
 from ckptsurgeon.limits import Limits
 
 _EOCD = struct.Struct("<4s4H2LH")
@@ -52,7 +53,9 @@ class Member:
 def read_directory(descriptor: int, size: int, limits: Limits) -> dict[str, Member]:
     """All members of the archive, by name, in the order of the central directory."""
     entries, start, length = _end(descriptor, size)
-    if entries > limits.archive_members or length < entries * _CENTRAL.size:
+    if entries > limits.archive_members:
+        raise LimitError(f"an archive of {entries} members", "archive_members", limits.archive_members)
+    if length < entries * _CENTRAL.size:
         raise BadZip(f"the directory of {length} bytes cannot hold {entries} members")
     directory = _pread(descriptor, length, start)
     headers = _Headers(descriptor)

@@ -17,9 +17,10 @@ from ckptsurgeon.checkpoint import Checkpoint
 from ckptsurgeon.dtypes import BY_CODE, DTYPES
 from ckptsurgeon.errors import InputError, LimitError, Problem
 from ckptsurgeon.evaluate import read_exactly
-from ckptsurgeon.formats import _json, sidefile
+from ckptsurgeon.formats import sidefile
 from ckptsurgeon.formats._aliases import restored
 from ckptsurgeon.formats._document import Document
+from ckptsurgeon.formats._entries import entries
 from ckptsurgeon.formats._layout import Layout, shift
 from ckptsurgeon.formats._probe import Probe
 from ckptsurgeon.limits import Limits
@@ -29,7 +30,6 @@ from ckptsurgeon.tensor import Quantizer, TensorRef, TensorSpec
 NAME = "safetensors"
 _UNSUPPORTED = frozenset({"C128", "C32"})
 _ALIGN = 8
-_PARTS = frozenset({"dtype", "shape", "data_offsets"})
 
 
 class _Bad(Exception):
@@ -94,7 +94,8 @@ def _own(probe: Probe) -> bytes:
     file, limits = probe.file, probe.limits
     length = int.from_bytes(read_exactly(probe.descriptor, 8, 0, file.path), "little")
     if length > limits.safetensors_header:
-        raise LimitError(f"a header of {length} bytes, over the limit of {limits.safetensors_header}", path=file.path)
+        most = limits.safetensors_header
+        raise LimitError(f"a header of {length} bytes", "safetensors_header", most, path=file.path)
     if 8 + length > file.size:
         raise InputError(f"truncated: a header of {length} bytes in a file of {file.size}", path=file.path)
     return bytes(read_exactly(probe.descriptor, length, 8, file.path))
@@ -102,37 +103,25 @@ def _own(probe: Probe) -> bytes:
 
 def parse(raw: bytes, file: File, size: int, limits: Limits) -> tuple[dict[str, TensorRef], Mapping[str, str]]:
     """The tensors and the metadata of a header's JSON, for a file of `size` bytes; InputError."""
+    metadata: dict[str, str] = {}
     try:
-        found = _json.loads(raw)
         base = 8 + len(raw)
-        del raw
-        if not isinstance(found, dict):
-            raise _Bad("it is no object")
-        metadata = _metadata(found.pop("__metadata__", None))
-        tensors = {key: _entry(file, key, entry, base, size, limits) for key, entry in found.items()}
-        del found
+        tensors = {entry[0]: _entry(file, *entry, base, size, limits) for entry in entries(raw, metadata)}
         _tile(tensors, base, size)
     except (_Bad, ValueError, RecursionError) as error:
         raise InputError(f"damaged safetensors header: {error}", path=file.path) from None
     return tensors, metadata
 
 
-def _metadata(value: Any) -> Mapping[str, str]:
-    if value is None:
-        return {}
-    if not isinstance(value, dict) or not all(isinstance(text, str) for text in value.values()):
-        raise _Bad("__metadata__ is no map of text to text")
-    return value
-
-
-def _entry(file: File, key: str, entry: Any, base: int, size: int, limits: Limits) -> TensorRef:
-    if not isinstance(entry, dict) or entry.keys() != _PARTS:
-        raise _Bad(f"{key!r} is no entry of dtype, shape and data_offsets")
-    dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+def _entry(
+    file: File, key: str, dtype: Any, shape: Any, offsets: Any, base: int, size: int, limits: Limits
+) -> TensorRef:
     if not isinstance(dtype, str) or dtype not in BY_CODE or dtype in _UNSUPPORTED:
         raise _Bad(f"{key!r} has the unknown dtype {dtype!r}")
-    if not isinstance(shape, list) or len(shape) > limits.dimensions or not all(map(_is_count, shape)):
+    if not isinstance(shape, list) or not all(map(_is_count, shape)):
         raise _Bad(f"{key!r} has the shape {shape!r}")
+    if len(shape) > limits.dimensions:
+        raise LimitError(f"{key!r} has {len(shape)} dimensions", "dimensions", limits.dimensions, path=file.path)
     if not isinstance(offsets, list) or len(offsets) != 2 or not all(map(_is_count, offsets)):
         raise _Bad(f"{key!r} has the data_offsets {offsets!r}")
     begin, end = offsets

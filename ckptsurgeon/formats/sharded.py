@@ -76,7 +76,7 @@ def read_index(probe: Probe) -> Index:
     """The index alone; InputError when it is JSON of another kind, or names files outside of its folder."""
     file, limits = probe.file, probe.limits
     if file.size > limits.index_bytes:
-        raise LimitError(f"JSON of {file.size} bytes, over the limit of {limits.index_bytes}", path=file.path)
+        raise LimitError(f"JSON of {file.size} bytes", "index_bytes", limits.index_bytes, path=file.path)
     interrupted: tuple[str, ...] = ()
     text = probe.read(file.size, 0)
     pending = sidefile.of_index(file.path, text, limits)

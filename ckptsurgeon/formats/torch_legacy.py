@@ -40,7 +40,7 @@ def sniff(probe: Probe) -> bool:
 def read(probe: Probe) -> Document:
     """The object in the file; InputError when it is damaged."""
     file, descriptor, limits = probe.file, probe.descriptor, probe.limits
-    window = min(_WINDOW, file.size)
+    window = min(_WINDOW, file.size, limits.pickle_bytes)
     while True:
         data = bytes(read_exactly(descriptor, window, 0, file.path))
         try:
@@ -49,9 +49,7 @@ def read(probe: Probe) -> Document:
             if window == file.size:
                 raise InputError(f"truncated: {error}", path=file.path) from None
             if window >= limits.pickle_bytes:
-                raise LimitError(
-                    f"its pickle is over the limit of {limits.pickle_bytes} bytes", path=file.path
-                ) from None
+                raise LimitError("a longer pickle", "pickle_bytes", limits.pickle_bytes, path=file.path) from None
             window = min(window * 16, file.size, limits.pickle_bytes)
         except (BadPickle, BadRecord) as error:
             raise InputError(f"damaged: {error}", path=file.path, key=getattr(error, "key", None)) from None

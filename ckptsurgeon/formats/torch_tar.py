@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from ckptsurgeon.errors import InputError
+from ckptsurgeon.errors import InputError, LimitError
 from ckptsurgeon.formats import _pickle, _tar
 from ckptsurgeon.formats._document import Document
 from ckptsurgeon.formats._pickle import BadPickle, Truncated
@@ -105,14 +105,16 @@ class _Cursor:
     def pickled(self, known: Mapping[str, Any] | None = None, persistent: Any = _pickle.no_persistent) -> Any:
         """The pickle that begins here; it is looked for in ever larger windows."""
         limits, left = self.probe.limits, self.end - self.at
-        window = min(_WINDOW, left)
+        window = min(_WINDOW, left, limits.pickle_bytes)
         while True:
             data = self.probe.read(window, self.at)
             try:
                 value, used = _pickle.loads(data, builders=known, persistent=persistent, limits=limits)
             except Truncated:
-                if window == left or window >= limits.pickle_bytes:
+                if window == left:
                     raise
+                if window >= limits.pickle_bytes:
+                    raise LimitError(f"a longer pickle in {self.name}", "pickle_bytes", limits.pickle_bytes) from None
                 window = min(window * 4, left, limits.pickle_bytes)
             else:
                 self.at += used
@@ -186,8 +188,10 @@ def _tensors(cursor: _Cursor, storages: Mapping[int, Storage]) -> dict[int, Tens
         if storage is None:
             raise BadRecord(f"the storage {root!r} of the tensor {key!r} is missing")
         dimensions = int.from_bytes(cursor.take(8)[:4], "little", signed=True)
-        if not 0 <= dimensions <= limits.dimensions:
+        if dimensions < 0:
             raise BadRecord(f"the tensor {key!r} has {dimensions} dimensions")
+        if dimensions > limits.dimensions:
+            raise LimitError(f"the tensor {key!r} has {dimensions} dimensions", "dimensions", limits.dimensions)
         numbers = struct.unpack(f"<{2 * dimensions + 1}q", cursor.take(16 * dimensions + 8))
         shape, strides = numbers[:dimensions], numbers[dimensions:-1]
         number = _key(key)

@@ -17,7 +17,7 @@ from ckptsurgeon.formats._aliases import FORMAT, restored
 from ckptsurgeon.formats.sidefile import Emptied
 from ckptsurgeon.inplace import disk
 from ckptsurgeon.inplace.headers import Misfit, Place, place_of, rewritten
-from ckptsurgeon.limits import DEFAULT, Limits
+from ckptsurgeon.limits import Limits, current
 from ckptsurgeon.plans import Plan
 from ckptsurgeon.rules import Recipe
 from ckptsurgeon.sources import File, Inline
@@ -84,14 +84,14 @@ class _Set:
         return {key: ref for _, header in self.headers.values() for key, ref in header.tensors.items()}
 
 
-def fit(plan: Plan, command: str, limits: Limits = DEFAULT) -> Changes:
+def fit(plan: Plan, command: str) -> Changes:
     """What a plan rewrites in place; where it cannot, its problems are those of the plan, with the `command` that
     does the same by writing a copy.
 
     Raises OutputError for a file that has other names, InputError when one is not as it was when the plan was
     made, UsageError for a plan about a part of a file.
     """
-    origin = plan.source.origin
+    origin, limits = plan.source.origin, current()
     assert origin is not None
     if not plan.ok:
         return Changes(plan, origin.path)

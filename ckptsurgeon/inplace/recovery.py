@@ -16,7 +16,7 @@ from ckptsurgeon.errors import OutputError
 from ckptsurgeon.formats import safetensors, sharded, sidefile
 from ckptsurgeon.formats.sidefile import Emptied, Pending
 from ckptsurgeon.inplace import disk
-from ckptsurgeon.limits import DEFAULT
+from ckptsurgeon.limits import current
 
 
 def recover(path: str | os.PathLike[str]) -> tuple[str, ...]:
@@ -47,7 +47,7 @@ def _recover(path: str) -> tuple[str, ...]:
 def _index_of(path: str) -> str | None:
     """The index of the set that a shard's side file makes it a part of."""
     with formats.probe(path) as probe:
-        pending = sidefile.of_file(path, probe.file.size, probe.read, DEFAULT) if safetensors.sniff(probe) else None
+        pending = sidefile.of_file(path, probe.file.size, probe.read, current()) if safetensors.sniff(probe) else None
     if pending is None or pending.side is None or pending.side.part_of is None:
         return None
     index = os.path.join(os.path.dirname(path), pending.side.part_of)
@@ -104,14 +104,14 @@ def mend(path: str, lock: disk.Lock, outcome: str = "what is left stays, and can
 def _member(path: str) -> _Member:
     """A data file; InputError when its side file does not fit it and it is damaged without."""
     with formats.probe(path) as probe:
-        pending = sidefile.of_file(path, probe.file.size, probe.read, DEFAULT)
+        pending = sidefile.of_file(path, probe.file.size, probe.read, current())
         if pending is not None and pending.state == "stale":
             safetensors.header(probe)
     return _Member(path, pending)
 
 
 def _mend_set(path: str, lock: disk.Lock, text: bytes, index: sharded.Index) -> tuple[str, ...]:
-    pending = sidefile.of_index(path, text, DEFAULT)
+    pending = sidefile.of_index(path, text, current())
     side = None if pending is None else pending.side
     folder = os.path.dirname(path)
     names = set(index.weight_map.values()) | set(side.shards if side is not None else ())
@@ -155,7 +155,7 @@ def _remove_emptied(folder: str, emptied: Iterable[Emptied], named: set[str]) ->
             continue
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:
-            size, length = os.fstat(descriptor).st_size, min(one.header, DEFAULT.safetensors_header + 8)
+            size, length = os.fstat(descriptor).st_size, min(one.header, current().safetensors_header + 8)
             same = size == one.size and hashlib.sha256(disk.read(descriptor, length)).hexdigest() == one.digest
         finally:
             os.close(descriptor)

@@ -15,6 +15,7 @@ from ckptsurgeon.cli._options import (
     KeepExtras,
     MaxMemory,
     Quiet,
+    ReaderLimits,
     Select,
     ShardSize,
     Tied,
@@ -41,6 +42,7 @@ def convert(
     jobs: Jobs = None,
     force: Force = False,
     select: Select = None,
+    reader_limit: ReaderLimits = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ckptsurgeon.cli._options import Json, Match, NoCache, Quiet, RecipeFile, Rules, Select, compiled
+from ckptsurgeon.cli._options import Json, Match, NoCache, Quiet, ReaderLimits, RecipeFile, Rules, Select, compiled
 from ckptsurgeon.cli._progress import bar, busy
 from ckptsurgeon.cli._sink import NO, Sink, failing
 
@@ -38,6 +38,7 @@ def diff(
     limit: Annotated[int | None, typer.Option(min=0, metavar="N", help="At most N rows.")] = None,
     select: Select = None,
     no_cache: NoCache = False,
+    reader_limit: ReaderLimits = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ckptsurgeon.cli._options import Json, Match, Quiet, Select, compiled
+from ckptsurgeon.cli._options import Json, Match, Quiet, ReaderLimits, Select, compiled
 from ckptsurgeon.cli._progress import busy
 from ckptsurgeon.cli._sink import Sink, failing
 
@@ -29,6 +29,7 @@ def ls(
         int | None, typer.Option(min=0, metavar="N", help="At most N rows; with --tree, N children of each node.")
     ] = None,
     select: Select = None,
+    reader_limit: ReaderLimits = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:

@@ -19,6 +19,7 @@ from ckptsurgeon.cli._options import (
     Missing,
     NoCache,
     Quiet,
+    ReaderLimits,
     RecipeFile,
     Rules,
     Select,
@@ -70,6 +71,7 @@ def remap(
     allow_unused: Annotated[bool, typer.Option("--allow-unused", help="Tolerate rules that match nothing.")] = False,
     select: Select = None,
     no_cache: NoCache = False,
+    reader_limit: ReaderLimits = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ckptsurgeon.cli._options import Json, Quiet, Select
+from ckptsurgeon.cli._options import Json, Quiet, ReaderLimits, Select
 from ckptsurgeon.cli._progress import bar
 from ckptsurgeon.cli._sink import BAD, NO, Sink, failing, problems
 
@@ -22,6 +22,7 @@ def verify(
         bool, typer.Option("--repair", help="First take back or complete a `remap --in-place` that was interrupted.")
     ] = False,
     select: Select = None,
+    reader_limit: ReaderLimits = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:

@@ -1,0 +1,196 @@
+"""Limits: each is met by a file that asks for more, says its name and the flag, and can be raised."""
+
+from __future__ import annotations
+
+import json
+import struct
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+import ckptsurgeon as cs
+from ckptsurgeon.formats import _pickle
+from ckptsurgeon.limits import current, using
+
+
+def _safetensors() -> None:
+    save_file({"a": torch.ones(2, 2)}, "a")
+
+
+def _torch() -> None:
+    torch.save({"a": torch.ones(2, 2), "b": [[1, 2], {"c": "d"}]}, "a")
+
+
+def _legacy() -> None:
+    torch.save({"a": torch.ones(2, 2)}, "a", _use_new_zipfile_serialization=False)
+
+
+def _deflated() -> None:
+    torch.save({"a": torch.ones(2, 2)}, "b")
+    with zipfile.ZipFile("b") as old, zipfile.ZipFile("a", "w", zipfile.ZIP_DEFLATED) as new:
+        for name in old.namelist():
+            new.writestr(name, old.read(name))
+
+
+def _index() -> None:
+    save_file({"a": torch.ones(2)}, "s.safetensors")
+    Path("a").write_text(json.dumps({"weight_map": {"a": "s.safetensors"}}))
+
+
+def _repeated() -> None:
+    torch.save({"a": torch.ones(1).expand(1000)}, "a")
+
+
+def _shared() -> None:
+    one = torch.ones(1000)
+    torch.save({str(number): one for number in range(300)}, "a")
+
+
+def _modules() -> None:
+    torch.save(torch.nn.Sequential(torch.nn.Linear(1, 1), torch.nn.Linear(1, 1)), "a")
+
+
+def _script() -> None:
+    torch.jit.script(torch.nn.Linear(2, 2)).save("a")
+
+
+MET: list[tuple[str, int, Callable[[], None]]] = [
+    ("safetensors_header", 10, _safetensors),
+    ("index_bytes", 10, _index),
+    ("pickle_bytes", 10, _torch),
+    ("pickle_bytes", 10, _legacy),
+    ("inflated_bytes", 10, _deflated),
+    ("pickle_memory", 100, _torch),
+    ("opcodes", 10, _torch),
+    ("marks", 1, _torch),
+    ("code_bytes", 10, _script),
+    ("archive_members", 2, _torch),
+    ("dimensions", 1, _safetensors),
+    ("dimensions", 1, _torch),
+    ("view_bytes", 100, _repeated),
+    ("view_bytes", 100, _shared),
+    ("modules", 1, _modules),
+]
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*is deprecated")
+@pytest.mark.parametrize(("name", "most", "make"), MET, ids=[f"{name}-{make.__name__}" for name, _, make in MET])
+def test_a_limit_that_is_met_is_named_with_its_flag(
+    name: str, most: int, make: Callable[[], None], ckpt: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make()
+    lowered = replace(current(), **{name: most} | ({"view_ratio": 1} if name == "view_bytes" else {}))
+    with pytest.raises(cs.LimitError) as met:
+        cs.open("a", limits=lowered)
+    assert (met.value.limit, met.value.most) == (name, most)
+    flag = name.replace("_", "-")
+    ratio = ("--reader-limit", "view-ratio=1") if name == "view_bytes" else ()
+    ran = ckpt("ls", "a", "--reader-limit", f"{flag}={most}", *ratio)
+    assert ran.code == 2
+    assert ran.err.startswith("ckpt: error: a: ")
+    assert (
+        f", over the limit of {most}; where the file is what you expect, `--reader-limit {flag}=N` raises it" in ran.err
+    )
+    assert len(ran.err.splitlines()) == 1
+    assert ckpt("ls", "a").code == 0
+
+
+def test_every_limit_can_be_met() -> None:
+    """The others are a factor of one that is here, and a depth at which a search ends without an error."""
+    assert {field.name for field in fields(cs.Limits)} - {name for name, _, _ in MET} == {"view_ratio", "depth"}
+
+
+def test_what_is_nested_deeper_than_the_limit_is_not_flattened() -> None:
+    root: Any = {"w": torch.ones(1)}
+    for _ in range(20):
+        root = {"a": root}
+    torch.save(root, "a")
+    assert list(cs.open("a", "a.a")) == ["a." * 18 + "w"]
+    with pytest.raises(cs.LimitError, match="is nested too deeply, over the limit of 5; .*`--reader-limit depth=N`"):
+        cs.open("a", "a", limits=cs.Limits(depth=5))
+
+
+@pytest.mark.parametrize("word", ["pickle=3", "opcodes", "opcodes=many", "opcodes=0", "=3"])
+def test_an_unknown_limit_or_number_is_a_wrong_usage(word: str, ckpt: Any) -> None:
+    _torch()
+    ran = ckpt("ls", "a", "--reader-limit", word)
+    assert ran.code == 2
+    assert ran.err.startswith("ckpt: error: --reader-limit")
+
+
+def test_limits_hold_for_a_context_and_no_longer() -> None:
+    with using(cs.Limits(depth=3)):
+        assert current().depth == 3
+        with using(None):
+            assert current().depth == 3
+    assert current() == cs.Limits()
+
+
+BOMBS: dict[str, bytes] = {
+    "lists": b"]" * 8_000_000,
+    "dicts": b"}" * 8_000_000,
+    "sets": b"\x8f" * 4_000_000,
+    "tuples": b"N\x85" * 8_000_000,
+    "texts": b"".join(b"\x8c\x03%03d" % (number % 1000) for number in range(8_000_000 // 5)) * 4,
+    "numbers": b"M\xe8\x03" * 10_000_000,
+    "memo": b"N" + b"".join(b"r" + struct.pack("<I", number) for number in range(6_000_000)),
+    "memoised": b"N" + b"\x94" * 12_000_000,
+    "calls": b"\x80\x02ccollections\nOrderedDict\nq\x00" + b"h\x00)R" * 4_000_000,
+    "unknown calls": b"\x80\x02ca\nb\nq\x00" + b"h\x00)R" * 4_000_000,
+    "instances": b"\x80\x02ca\nb\nq\x00" + b"h\x00)\x81" * 4_000_000,
+    "pairs": b"}" + b"".join(b"(M" + struct.pack("<H", n % 65536) + b"Ku" for n in range(10)) + b"]" * 9_000_000,
+}
+
+
+@pytest.mark.parametrize("name", BOMBS)
+def test_a_bomb_of_objects_is_charged_before_it_is_made(name: str) -> None:
+    """A pickle of a few megabytes that would be gigabytes of objects ends at its budget: measured in a process."""
+    Path("bomb").write_bytes(BOMBS[name])
+    script = (
+        "import ckptsurgeon as cs\n"
+        "from ckptsurgeon.formats import _pickle\n"
+        "data = open('bomb', 'rb').read()\n"
+        "peak = lambda: int(next(l for l in open('/proc/self/status') if l.startswith('VmHWM')).split()[1])\n"
+        "before = peak()\n"
+        "try:\n"
+        "    _pickle.loads(data)\n"
+        "except (cs.LimitError, _pickle.BadPickle) as error:\n"
+        "    print(type(error).__name__, (peak() - before) // 1024)\n"
+    )
+    ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60)
+    _, grown = ran.stdout.split()
+    assert int(grown) < 512
+
+
+def test_a_header_of_brackets_is_no_tree_of_objects() -> None:
+    """Thirty million brackets in a safetensors header are refused before any is an object."""
+    header = b'{"a":' + b"[" * 15_000_000 + b"]" * 15_000_000 + b"}"
+    Path("a.safetensors").write_bytes(struct.pack("<Q", len(header)) + header)
+    script = (
+        "import ckptsurgeon as cs\n"
+        "try:\n"
+        "    cs.open('a.safetensors')\n"
+        "except cs.InputError as error:\n"
+        "    print(error)\n"
+        "print(next(l for l in open('/proc/self/status') if l.startswith('VmHWM')).split()[1])\n"
+    )
+    ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60)
+    error, peak = ran.stdout.splitlines()
+    assert error == ("a.safetensors: damaged safetensors header: 'a' is no entry of dtype, shape and data_offsets")
+    assert int(peak) < 200_000
+
+
+def test_the_budget_of_a_pickle_grows_with_its_bytes() -> None:
+    data = b"(" + b"]" * 1000 + b"l."
+    tree, _ = _pickle.loads(data, limits=cs.Limits(pickle_memory=71_000))
+    assert tree == [[]] * 1000
+    with pytest.raises(cs.LimitError, match="near byte 97[0-9]"):
+        _pickle.loads(data, limits=cs.Limits(pickle_memory=68_000))
