@@ -251,6 +251,7 @@ def save(
 
     if not isinstance(ckpt, Checkpoint):
         raise UsageError(f"what is saved is a Checkpoint, as cs.open or a plan makes it, not {type(ckpt).__name__}")
+    formats.check_readable(ckpt)
     output = formats.output(path, shard_size, tied)
     budget = stream.budget(formats.parse_size(max_memory, "--max-memory"), jobs)
     problems = formats.problems(ckpt, output, keep_extras)
@@ -332,6 +333,7 @@ def prepare(
     )
     if output is None:
         return _within(plan(ckpt, recipe, to, select=select, **how), budget)
+    formats.check_readable(ckpt)
     place = formats.output(output, shard_size, tied)
     formats.check_extras(ckpt.extras if keep_extras else None, place.format)
     if not stream.is_new_folder(place.path, place.folder):

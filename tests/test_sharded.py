@@ -197,7 +197,7 @@ BAD: dict[str, tuple[Callable[[], Any], str, str]] = {
     ),
     "a doubled map": (text('{"weight_map": {}, "weight_map": {}}'), INDEX, "the key 'weight_map' stands twice"),
     "a FIFO for a shard": (_fifo, f"m/{name(2)}", "is no regular file"),
-    "a device for a shard": (_device, f"m/{name(2)}", "is no regular file"),
+    "a device for a shard": (_device, INDEX, "is a link to a file outside of its folder (/dev/zero)"),
     "a folder for a shard": (_folder_for_a_shard, f"m/{name(2)}", "is no regular file"),
     "an index for a shard": (_itself, f"m/{name(2)}", "is an index among the shards of another one"),
     "the folder for a shard": (_its_folder, f"m/{name(2)}", "is no regular file"),
@@ -247,6 +247,36 @@ def test_shards_in_the_cache_of_hugging_face_are_links_to_blobs(safe: bool) -> N
     index = next(file for file in os.listdir("repo/snapshots/abc") if file.endswith(".json"))
     for path in ("repo/snapshots/abc", f"repo/snapshots/abc/{index}"):
         assert_same_tensors(cs.open(path), state, ordered=False)
+
+
+@pytest.mark.parametrize("named", ["m", INDEX])
+@pytest.mark.parametrize("target", ["../secret", "deep/../../secret", "{here}/secret"])
+def test_a_shard_that_is_a_link_to_a_file_elsewhere_is_refused(named: str, target: str, ckpt: Any) -> None:
+    """A checkpoint that was unpacked may hold links to files that it is not made of."""
+    shards(example())
+    os.mkdir("m/deep")
+    os.rename(f"m/{name(2)}", "secret")
+    os.symlink(target.format(here=os.getcwd()), f"m/{name(2)}")
+    for file in (named, "m") if named == "m" else (named,):
+        ran = ckpt("ls", file)
+        assert (ran.code, ran.out) == (2, "")
+        assert f"'{name(2)}' is a link to a file outside of its folder ({os.path.realpath('secret')})" in ran.err
+
+
+def test_links_that_stay_together_are_followed(ckpt: Any) -> None:
+    """Inside of the folder; and to where the index itself is a link to."""
+    state = example()
+    shards(state)
+    os.mkdir("m/deep")
+    os.rename(f"m/{name(2)}", "m/deep/x")
+    os.symlink("deep/x", f"m/{name(2)}")
+    assert_same_tensors(cs.open("m"), state, ordered=False)
+    os.mkdir("linked")
+    for file in os.listdir("m"):
+        if not os.path.isdir(f"m/{file}"):
+            os.symlink(f"../m/{file}", f"linked/{file}")
+    index = f"linked/{os.path.basename(INDEX)}"
+    assert_same_tensors(cs.open(index), state, ordered=False)
 
 
 def test_shards_may_lie_in_folders_below() -> None:

@@ -9,7 +9,17 @@ from ckptsurgeon.formats import _tree
 from ckptsurgeon.formats._document import Document
 from ckptsurgeon.formats._folder import JOURNAL
 from ckptsurgeon.formats._layout import PAGES, Layout
-from ckptsurgeon.formats._outputs import SHARD_SIZE, Output, Tied, check_extras, files, output, parse_size, problems
+from ckptsurgeon.formats._outputs import (
+    SHARD_SIZE,
+    Output,
+    Tied,
+    check_extras,
+    check_readable,
+    files,
+    output,
+    parse_size,
+    problems,
+)
 from ckptsurgeon.formats._table import FORMATS, Format, inspect, members, probe
 from ckptsurgeon.formats._tree import Candidate, summary
 from ckptsurgeon.formats._values import kind_of, tensor_of
@@ -27,6 +37,7 @@ __all__ = [
     "Output",
     "Tied",
     "check_extras",
+    "check_readable",
     "files",
     "inspect",
     "kind_of",

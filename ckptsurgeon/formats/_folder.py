@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from itertools import islice
 
 from ckptsurgeon.errors import MOST_SHOWN, InputError
-from ckptsurgeon.formats import sharded
+from ckptsurgeon.formats import sharded, torch_dcp
 from ckptsurgeon.formats._document import Document
+from ckptsurgeon.formats._inside import part
 
 _BASES = (
     ("model", "safetensors"),
@@ -27,7 +28,6 @@ JOURNAL = re.compile(r"\.(.+)\.journal", re.DOTALL)
 _SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
 _BESIDE = ("training_args", "optimizer", "scheduler", "scaler", "rng_state", "random_states", "trainer_state")
 _OTHERS = (
-    (".metadata", "a distributed checkpoint of torch (DCP), which this version does not read"),
     ("saved_model.pb", "a SavedModel of TensorFlow, no checkpoint of torch"),
     ("Manifest.json", "a CoreML package, no checkpoint of torch"),
     ("_CHECKPOINT_METADATA", "an Orbax checkpoint (JAX), no checkpoint of torch"),
@@ -43,11 +43,13 @@ def read(path: str, open_file: sharded.Open) -> Document:
     for base, suffix in _BASES:
         for name in (f"{base}.{suffix}", f"{base}.{suffix}.index.json"):
             if name in names:
-                return open_file(os.path.join(path, name))
+                return open_file(part(path, name))
+    if torch_dcp.FILE in names and not any(name.endswith(_SUFFIXES) for name in names):
+        return open_file(part(path, torch_dcp.FILE))
     _refuse(path, names)
     indexes = [name for name in names if name.endswith(".index.json")]
     if indexes:
-        return open_file(os.path.join(path, _only(path, indexes, "indexes of shards")))
+        return open_file(part(path, _only(path, indexes, "indexes of shards")))
     groups = sharded.numbered(name for name in names if name.endswith(_SUFFIXES))
     if groups:
         return sharded.unindexed(path, _complete(path, groups), open_file)
@@ -58,7 +60,7 @@ def read(path: str, open_file: sharded.Open) -> Document:
         hint = f"name one of its folders: {', '.join(inner[:MOST_SHOWN])}{more}" if inner else None
         raise InputError(f"is a folder without a checkpoint file ({', '.join(_SUFFIXES)})", path=path, hint=hint)
     safe = [name for name in whole if name.endswith(".safetensors")]
-    return open_file(os.path.join(path, _only(path, safe or whole, "checkpoint files")))
+    return open_file(part(path, _only(path, safe or whole, "checkpoint files")))
 
 
 def _refuse(path: str, names: Sequence[str]) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from ckptsurgeon.checkpoint import Checkpoint, Step
-from ckptsurgeon.errors import Problem, UsageError
+from ckptsurgeon.errors import InputError, Problem, UsageError
 from ckptsurgeon.evaluate import ABSENT_HINT
 from ckptsurgeon.formats import _aliases, _splice, _tree, safetensors, sharded
 from ckptsurgeon.formats._layout import Layout
@@ -194,6 +194,12 @@ def problems(ckpt: Checkpoint, output: Output, keep_extras: bool) -> list[Proble
             for name in clashes
         ]
     return found
+
+
+def check_readable(ckpt: Checkpoint) -> None:
+    """InputError for a checkpoint of a kind whose tensors are listed and not read."""
+    if ckpt.origin is not None and (why := named(ckpt.origin.format).listed):
+        raise InputError(why, path=ckpt.origin.path)
 
 
 def check_extras(extras: Any, format: Format) -> None:

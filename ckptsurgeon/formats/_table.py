@@ -20,6 +20,7 @@ from ckptsurgeon.formats import (
     _folder,
     safetensors,
     sharded,
+    torch_dcp,
     torch_legacy,
     torch_package,
     torch_tar,
@@ -40,7 +41,8 @@ class Format:
     `sniff` looks at the beginning, or at an archive's directory; `read` makes the Document;
     `suffixes` are what an output of this kind is called (none: it is only read); `problems` says
     what the kind cannot hold, and `layout` lays out a file of it; `extras` tells whether it holds
-    more than tensors.  `shards` is the format of the shards of a sharded kind.
+    more than tensors.  `shards` is the format of the shards of a sharded kind; `listed` says why the
+    tensors of a kind are listed and not read.
     """
 
     name: str
@@ -51,6 +53,7 @@ class Format:
     problems: Callable[[Checkpoint], list[Problem]] = lambda ckpt: []
     layout: Callable[[Checkpoint, Any], Layout] | None = None
     shards: str = ""
+    listed: str = ""
 
 
 FORMATS: tuple[Format, ...] = (
@@ -75,6 +78,7 @@ FORMATS: tuple[Format, ...] = (
     ),
     Format(torch_legacy.NAME, torch_legacy.sniff, torch_legacy.read),
     Format(torch_tar.NAME, torch_tar.sniff, torch_tar.read),
+    Format(torch_dcp.NAME, torch_dcp.sniff, torch_dcp.read, listed=torch_dcp.LISTED),
     Format(
         sharded.SAFETENSORS, sharded.sniff, lambda probe: sharded.read(probe, _shard(probe)), shards=safetensors.NAME
     ),

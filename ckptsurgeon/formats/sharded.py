@@ -19,6 +19,7 @@ from ckptsurgeon.errors import MOST_SHOWN, InputError, LimitError
 from ckptsurgeon.formats import _json, sidefile
 from ckptsurgeon.formats._aliases import restored
 from ckptsurgeon.formats._document import Document
+from ckptsurgeon.formats._inside import is_inside, part
 from ckptsurgeon.formats._probe import Probe
 from ckptsurgeon.sources import Extent
 from ckptsurgeon.tensor import TensorRef
@@ -67,7 +68,7 @@ def read(probe: Probe, open_shard: Open) -> Document:
     made = _Assembled(file.path)
     made.interrupted += index.interrupted
     for name in names:
-        made.add(name, _state(open_shard, os.path.join(folder, name)))
+        made.add(name, _state(open_shard, part(file.path, name)))
     made.compare(index)
     return made.document()
 
@@ -92,16 +93,10 @@ def read_index(probe: Probe) -> Index:
     if not isinstance(weight_map, dict):
         raise InputError("is JSON text, no checkpoint: an index of shards has a `weight_map`", path=file.path)
     for key, name in weight_map.items():
-        if not isinstance(name, str) or not _is_inside(name):
+        if not isinstance(name, str) or not is_inside(name):
             raise InputError(f"names {name!r}, which is no file in its own folder", path=file.path, key=key)
     metadata = found.get("metadata")
     return Index(file.path, weight_map, metadata if isinstance(metadata, dict) else {}, text, interrupted)
-
-
-def _is_inside(name: str) -> bool:
-    """Whether a name stays in the folder; links are followed, since caches are made of them."""
-    parts = name.replace("\\", "/").split("/")
-    return bool(name) and "\0" not in name and not os.path.isabs(name) and not {"", ".", ".."} & set(parts)
 
 
 def _state(open_shard: Open, path: str) -> tuple[Document, Checkpoint]:
@@ -246,7 +241,7 @@ def unindexed(path: str, names: Iterable[str], open_shard: Open) -> Document:
     """Shards that are numbered (`NAME-00001-of-00002`), without an index."""
     made = _Assembled(path)
     for name in names:
-        made.add(name, _state(open_shard, os.path.join(path, name)))
+        made.add(name, _state(open_shard, part(path, name)))
     made.fail()
     return made.document()
 

@@ -1,0 +1,198 @@
+"""torch's distributed checkpoints (DCP): a folder of `.distcp` files and a pickled `.metadata`, which is listed.
+
+torch unpickles `.metadata` with Python's own reader; here it is data like any other pickle.  It names tensors with
+their dtype, size and chunks, where each chunk lies, and how the flat names were nested.  The bytes are not read yet.
+
+Source: `torch/distributed/checkpoint/metadata.py`, `filesystem.py` (`_StorageInfo`), `_nested_dict.py`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+from ckptsurgeon.errors import MOST_SHOWN, InputError, LimitError
+from ckptsurgeon.formats import _pickle
+from ckptsurgeon.formats._document import Document
+from ckptsurgeon.formats._inside import is_inside, part
+from ckptsurgeon.formats._pickle import BadPickle
+from ckptsurgeon.formats._plain import BadRecord
+from ckptsurgeon.formats._probe import Probe
+from ckptsurgeon.formats._rebuild import builders
+from ckptsurgeon.formats._tensors import count, dims, dtype_of
+from ckptsurgeon.inert import Opaque, attributes
+from ckptsurgeon.limits import Limits, current
+from ckptsurgeon.sources import Absent
+from ckptsurgeon.tensor import Stored, TensorRef, TensorSpec
+
+NAME, FILE = "torch-dcp", ".metadata"
+LISTED = (
+    "is a distributed checkpoint of torch (DCP), which is listed and not read yet; "
+    "where you trust it, `python -m torch.distributed.checkpoint.format_utils dcp_to_torch FOLDER OUT` makes a "
+    "file of it"
+)
+_REMARK = "the tensors of a distributed checkpoint are listed, not read: only the sizes of its files were looked at"
+_MODULE = "torch.distributed.checkpoint.metadata"
+_TENSOR, _BYTES = f"{_MODULE}.TensorStorageMetadata", f"{_MODULE}.BytesStorageMetadata"
+_NEAR = 256
+
+
+def sniff(probe: Probe) -> bool:
+    """Whether a file is a pickle that begins with the class of DCP's metadata."""
+    return probe.head[:1] == b"\x80" and _MODULE.encode() in probe.head[:_NEAR]
+
+
+def read(probe: Probe) -> Document:
+    """The names, dtypes and shapes of a distributed checkpoint; InputError when its parts disagree."""
+    path = probe.file.path
+    if probe.file.size > probe.limits.pickle_bytes:
+        raise LimitError(f"a pickle of {probe.file.size} bytes", "pickle_bytes", probe.limits.pickle_bytes, path=path)
+    data = probe.read(probe.file.size, 0)
+    try:
+        tree, end = _pickle.loads(data, builders=builders(probe.limits), limits=probe.limits)
+        if end != len(data):
+            raise BadRecord(f"{len(data) - end} bytes follow the pickle")
+        fields = _fields(tree, f"{_MODULE}.Metadata")
+        named = fields.get("state_dict_metadata")
+        if not isinstance(named, dict):
+            raise BadRecord("it names no tensors")
+        places = _places(fields.get("storage_data"))
+        _prove(path, places)
+        root = _nested(_leaves(named, places, probe.limits), fields.get("planner_data"))
+    except (BadPickle, BadRecord) as error:
+        raise InputError(f"damaged: {error}", path=path, key=getattr(error, "key", None)) from None
+    return Document(path, NAME, root, remarks=(_REMARK,))
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where a chunk lies: the file beside `.metadata`, its first byte there, and its bytes."""
+
+    file: str
+    offset: int
+    length: int
+
+
+_Places = Mapping[tuple[str, tuple[int, ...]], _Place]
+
+
+def _fields(value: Any, name: str) -> dict[Any, Any]:
+    if not isinstance(value, Opaque) or value.name != name:
+        raise BadRecord(f"no {name.rpartition('.')[2]}, but {value!r:.80}")
+    return attributes(value.state)
+
+
+def _places(data: Any) -> _Places:
+    """The places of chunks by name and offset; a name without an offset (no tensor) has the empty one."""
+    if not isinstance(data, dict):
+        raise BadRecord("it does not say where its chunks lie")
+    found: dict[tuple[str, tuple[int, ...]], _Place] = {}
+    for key, value in data.items():
+        index = _fields(key, f"{_MODULE}.MetadataIndex")
+        info = attributes(value.state) if isinstance(value, Opaque) else {}
+        name, file = index.get("fqn"), info.get("relative_path")
+        if not isinstance(name, str) or not isinstance(file, str):
+            raise BadRecord("a chunk without a name or a file")
+        if not is_inside(file):
+            raise BadRecord(f"{name!r} lies in {file!r}, which is no file in its own folder")
+        offset = index.get("offset")
+        where = (name, () if offset is None else _sizes(offset, "offset"))
+        if where in found:
+            raise BadRecord(f"two chunks of {name!r} begin at {list(where[1])}")
+        found[where] = _Place(file, count(info.get("offset"), "an offset"), count(info.get("length"), "a length"))
+    return found
+
+
+def _sizes(value: Any, what: str) -> tuple[int, ...]:
+    return dims(value, what, current())
+
+
+def _prove(path: str, places: _Places) -> None:
+    """The files of all chunks must be there and large enough."""
+    ends: dict[str, int] = {}
+    for place in places.values():
+        ends[place.file] = max(ends.get(place.file, 0), place.offset + place.length)
+    lacking: list[str] = []
+    for name in sorted(ends):
+        full = part(path, name)
+        if not os.path.isfile(full):
+            lacking.append(f"{name} is not there")
+        elif (size := os.stat(full).st_size) < ends[name]:
+            lacking.append(f"{name} has {size} bytes, and chunks reach to byte {ends[name]}")
+    if lacking:
+        more = f", and {len(lacking) - MOST_SHOWN} more" if len(lacking) > MOST_SHOWN else ""
+        cause = f"its files are not all whole: {'; '.join(lacking[:MOST_SHOWN])}{more}"
+        raise InputError(cause, path=path, hint="download or copy them again")
+
+
+def _leaves(named: dict[Any, Any], places: _Places, limits: Limits) -> dict[str, Any]:
+    leaves: dict[str, Any] = {}
+    for name, value in named.items():
+        if not isinstance(name, str) or not isinstance(value, Opaque):
+            raise BadRecord(f"the name {name!r:.80} with {value!r:.80}")
+        if value.name == _TENSOR:
+            leaves[name] = _tensor(name, attributes(value.state), places, limits)
+        elif value.name == _BYTES and (name, ()) not in places:
+            raise BadRecord(f"{name!r} lies nowhere")
+        else:
+            leaves[name] = value
+    return leaves
+
+
+def _tensor(name: str, fields: dict[Any, Any], places: _Places, limits: Limits) -> TensorRef:
+    """A tensor, whose chunks must be as many elements as it has, and lie inside of it."""
+    try:
+        shape = dims(fields.get("size"), "size", limits)
+        dtype = _dtype(fields.get("properties"))
+        chunks = fields.get("chunks")
+        if dtype is None or not isinstance(chunks, list):
+            raise BadRecord("it has no dtype or no chunks")
+        elements, whole = 0, prod(map(int, shape))
+        seen: set[tuple[int, ...]] = set()
+        for chunk in chunks:
+            held = _fields(chunk, f"{_MODULE}.ChunkStorageMetadata")
+            begins, sizes = _sizes(held.get("offsets"), "offset"), _sizes(held.get("sizes"), "size")
+            if len(begins) != len(shape) or len(sizes) != len(shape):
+                raise BadRecord(f"a chunk of {list(sizes)} at {list(begins)} in a tensor of {list(shape)}")
+            if any(begin + size > most for begin, size, most in zip(begins, sizes, shape, strict=True)):
+                raise BadRecord(f"a chunk of {list(sizes)} at {list(begins)} leaves the tensor of {list(shape)}")
+            if begins in seen and all(sizes):
+                raise BadRecord(f"two chunks begin at {list(begins)}")
+            if (name, begins) not in places:
+                raise BadRecord(f"the chunk at {list(begins)} lies nowhere")
+            seen.add(begins)
+            elements += prod(map(int, sizes))
+        if elements != whole:
+            raise BadRecord(f"its chunks have {elements} elements, it has {whole}")
+    except (BadRecord, LimitError) as error:
+        error.key = name
+        raise
+    form = f"distributed (DCP, {len(chunks)} chunk{'s' if len(chunks) != 1 else ''})"
+    return TensorRef(TensorSpec(dtype, shape), Absent(form), Stored("cpu", 0))
+
+
+def _dtype(properties: Any) -> Any:
+    """The dtype in TensorProperties, whose state is a tuple (or, of another torch, a dict)."""
+    state = properties.state if isinstance(properties, Opaque) else None
+    return dtype_of(state[0] if isinstance(state, tuple) and state else attributes(state).get("dtype"))
+
+
+def _nested(leaves: dict[str, Any], planned: Any) -> dict[Any, Any]:
+    """The names in each other, as they were before they were made flat."""
+    root: dict[Any, Any] = {}
+    for name, value in leaves.items():
+        steps = planned.get(name) if isinstance(planned, dict) else None
+        if not isinstance(steps, tuple) or not steps or not all(type(step) in (str, int) for step in steps):
+            steps = (name,)
+        into = root
+        for step in steps[:-1]:
+            into = into.setdefault(step, {})
+            if not isinstance(into, dict):
+                raise BadRecord(f"{name!r} lies inside of another tensor")
+        if steps[-1] in into:
+            raise BadRecord(f"two entries lie at {'.'.join(map(str, steps))!r}")
+        into[steps[-1]] = value
+    return root
