@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from ckptsurgeon.formats import inspect as inspect
     from ckptsurgeon.inert import Opaque as Opaque
     from ckptsurgeon.limits import Limits as Limits
+    from ckptsurgeon.limits import limited as limited
     from ckptsurgeon.plans import Plan as Plan
     from ckptsurgeon.rules import Recipe as Recipe
     from ckptsurgeon.rules import Rule as Rule
@@ -68,7 +69,7 @@ _HOMES = {
     "finetune": ("LoadReport", "load_into"),
     "formats": ("Document", "inspect"),
     "inert": ("Opaque",),
-    "limits": ("Limits",),
+    "limits": ("Limits", "limited"),
     "plans": ("Plan",),
     "rules": ("Recipe", "Rule"),
     "surgery": ("Written", "convert", "diff", "open", "plan", "remap", "remap_in_place", "save", "target_of", "verify"),

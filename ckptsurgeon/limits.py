@@ -1,7 +1,7 @@
 """What a file may ask for before it is refused: one frozen value, which every reader keeps.
 
 Real checkpoints stay far below; a file that meets a limit is damaged or hostile, or larger than this program
-ever saw.  `with using(Limits(...))` puts another value in force, which is what `--reader-limit` does.
+ever saw.  `with limited(Limits(...))` puts another value in force, which is what `--reader-limit` does.
 """
 
 from __future__ import annotations
@@ -58,8 +58,13 @@ def current() -> Limits:
 
 
 @contextlib.contextmanager
-def using(limits: Limits | None) -> Iterator[None]:
-    """Other limits, for as long as the context lasts; None leaves them as they are."""
+def limited(limits: Limits | None) -> Iterator[None]:
+    """Other limits for all that is opened as long as the context lasts; None leaves them as they are.
+
+    >>> with limited(Limits(dimensions=128)):
+    ...     current().dimensions
+    128
+    """
     token = _CURRENT.set(limits or _CURRENT.get())
     try:
         yield

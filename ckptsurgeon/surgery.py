@@ -15,7 +15,7 @@ from ckptsurgeon import formats, targets
 from ckptsurgeon.checkpoint import Checkpoint, Target
 from ckptsurgeon.dtypes import DType, parse_dtype
 from ckptsurgeon.errors import PlanError, UsageError
-from ckptsurgeon.limits import Limits, using
+from ckptsurgeon.limits import Limits, limited
 
 if TYPE_CHECKING:
     import torch
@@ -43,7 +43,7 @@ def open_checkpoint(path: Path, select: str | None = None, *, limits: Limits | N
     Raises InputError when the file is damaged or of no known kind, AmbiguousError when several
     state dicts could be meant, UsageError when `select` names nothing.
     """
-    with using(limits):
+    with limited(limits):
         return formats.inspect(path).checkpoint(select)
 
 

@@ -1,18 +1,23 @@
 """The pages of the documentation that are made from the code.
 
-    python tests/reference.py        writes docs/cli.md and docs/rules.md anew
+    python tests/reference.py        writes docs/cli.md, docs/limits.md and docs/rules.md anew
 
 `tests/test_docs.py` fails when they are not what this makes.
 """
 
 from __future__ import annotations
 
+import ast
+import inspect
+import itertools
 import os
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 from ckptsurgeon.cli.app import COMMANDS
+from ckptsurgeon.limits import Limits
 from ckptsurgeon.ops import OPERATIONS
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
@@ -100,7 +105,30 @@ rules:
 ```
 """
 
-PAGES = {"cli.md": cli, "rules.md": rules}
+
+def limits() -> str:
+    """The table of limits, with what each is about from its own docstring."""
+    (declared,) = (node for node in ast.parse(inspect.getsource(Limits)).body if isinstance(node, ast.ClassDef))
+    words: dict[str, str] = {}
+    for field, text in itertools.pairwise(declared.body):
+        if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr):
+            words[ast.unparse(field.target)] = " ".join(ast.literal_eval(text.value).split())
+    rows = [
+        f"| `{field.name.replace('_', '-')}` | {field.default:,} | {words[field.name]} |" for field in fields(Limits)
+    ]
+    return "\n".join(["# Limits", "", MADE, "", LIMITS, *rows]) + "\n"
+
+
+LIMITS = """\
+What a file may ask for before it is refused. Real checkpoints stay far below. Meeting one is an error that names it;
+`--reader-limit NAME=N` (of every command that opens a file) raises or lowers it. So do, in Python,
+`cs.open(path, limits=cs.Limits(dimensions=128))` and `with cs.limited(cs.Limits(dimensions=128)):` around any calls,
+where a name is spelled with `_`. Sizes are bytes, and may be written as `4GiB`.
+
+| name | default | what it bounds |
+|---|---|---|"""
+
+PAGES = {"cli.md": cli, "limits.md": limits, "rules.md": rules}
 
 if __name__ == "__main__":
     for name, make in PAGES.items():

@@ -46,6 +46,59 @@ def test_the_package_calls_nothing_that_could_run_a_file(path: Path) -> None:
     assert found == []
 
 
+DANGEROUS = (
+    "ctypes", "dill", "importlib", "joblib", "marshal", "multiprocessing", "pickle", "runpy", "shelve", "shutil",
+    "socket", "subprocess", "tarfile", "tempfile", "urllib", "xml", "zipfile",
+)  # fmt: skip
+IMPORTS = {
+    ("__init__.py", "importlib"): "the package's own names, when they are first used",
+    ("cli/app.py", "importlib"): "the package's own commands",
+    ("stream/commit.py", "shutil"): "the new folder that could not be finished",
+    ("stream/staging.py", "shutil"): "the folder that a killed writer left",
+    ("targets/spec.py", "importlib"): "the code that a model spec names, which the user asks to run",
+    ("targets/dependencies.py", "importlib"): "which files that code came from",
+}
+
+
+def test_what_could_run_code_or_reach_out_is_imported_in_few_places() -> None:
+    """Each with its reason; a place that no longer needs it leaves the list."""
+    found = set()
+    for path in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = (
+                [alias.name for alias in node.names] if isinstance(node, ast.Import)
+                else [node.module or ""] if isinstance(node, ast.ImportFrom) and not node.level
+                else []
+            )  # fmt: skip
+            found |= {(str(path.relative_to(PACKAGE)), name.partition(".")[0]) for name in names}
+    assert {(path, name) for path, name in found if name in DANGEROUS} == set(IMPORTS)
+
+
+ATTRIBUTES = {
+    ("__init__.py", "_OTHER_NAMES.get(name, name)"): "a public name of the package, from its own table",
+    ("cli/app.py", "name"): "a command, from its own table",
+    ("evaluate/values.py", "dtype"): "a dtype of torch, by the closed table of dtypes",
+    ("evaluate/values.py", "spec.dtype.name"): "the same",
+    ("evaluate/values.py", "ref.dtype.name"): "the same",
+    ("ops/values.py", "self.dtype.name"): "the same",
+    ("plans.py", "name"): "the policies of a plan, by their own names",
+    ("targets/spec.py", "str(name)"): "the class of a transformers model, which must be one",
+    ("targets/spec.py", "name"): "the factory that a model spec names, which the user asks to run",
+}
+
+
+def test_no_attribute_is_named_by_a_file() -> None:
+    """Every `getattr` and its kin has a name that is written there, or one that is no data, with its reason."""
+    found = set()
+    for path in PACKAGE.rglob("*.py"):
+        for name, call in calls(path):
+            if name in ("getattr", "setattr", "hasattr", "delattr", "operator.attrgetter", "attrgetter", "vars"):
+                wanted = call.args[-1] if "attrgetter" in name or name == "vars" else call.args[1]
+                if not isinstance(wanted, ast.Constant):
+                    found.add((str(path.relative_to(PACKAGE)), ast.unparse(wanted)))
+    assert found == set(ATTRIBUTES)
+
+
 @pytest.mark.parametrize("path", sorted(TESTS.rglob("*.py")), ids=lambda path: path.name)
 def test_no_test_loads_what_may_run_or_skips_in_silence(path: Path) -> None:
     for name, call in calls(path):

@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 
 import ckptsurgeon as cs
 from ckptsurgeon.formats import _pickle
-from ckptsurgeon.limits import current, using
+from ckptsurgeon.limits import current, limited
 
 
 def _safetensors() -> None:
@@ -127,9 +127,9 @@ def test_an_unknown_limit_or_number_is_a_wrong_usage(word: str, ckpt: Any) -> No
 
 
 def test_limits_hold_for_a_context_and_no_longer() -> None:
-    with using(cs.Limits(depth=3)):
+    with limited(cs.Limits(depth=3)):
         assert current().depth == 3
-        with using(None):
+        with limited(None):
             assert current().depth == 3
     assert current() == cs.Limits()
 

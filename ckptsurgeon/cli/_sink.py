@@ -15,7 +15,7 @@ import typer
 
 from ckptsurgeon.cli._options import limits
 from ckptsurgeon.errors import MOST_SHOWN, CkptError, PlanError, Problem, RuleError
-from ckptsurgeon.limits import using
+from ckptsurgeon.limits import limited
 
 NO, BAD = 1, 2
 _PIPE_CLOSED = 141
@@ -76,7 +76,7 @@ def failing(command: _F) -> _F:
     @functools.wraps(command)
     def run(*args: Any, **kwargs: Any) -> None:
         try:
-            with using(limits(kwargs.get("reader_limit"))):
+            with limited(limits(kwargs.get("reader_limit"))):
                 command(*args, **kwargs)
         except (PlanError, RuleError) as error:
             problems(error.problems)

@@ -246,14 +246,10 @@ def module_state(path: tuple[Step, ...], root: Opaque) -> Candidate:
     while todo:
         prefix, module, above = todo.pop()
         visits += 1
-        if max(visits, len(tensors)) > limits.modules or len(above) > limits.depth:
-            deep = len(above) > limits.depth
-            name = "depth" if deep else "modules"
-            raise LimitError(
-                "modules in each other" if deep else "a model of too many modules or tensors",
-                name,
-                getattr(limits, name),
-            )
+        if len(above) > limits.depth:
+            raise LimitError("modules in each other", "depth", limits.depth)
+        if max(visits, len(tensors)) > limits.modules:
+            raise LimitError("a model of too many modules or tensors", "modules", limits.modules)
         fields = module.fields()
         hidden = fields.get("_non_persistent_buffers_set")
         kinds: tuple[tuple[Any, Any, Role], ...] = (

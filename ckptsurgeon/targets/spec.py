@@ -210,8 +210,9 @@ def _transformers(spec: Spec) -> Callable[[], Any]:
         config = transformers.AutoConfig.for_model(spec.factory, **args)
     name = wanted or (getattr(config, "architectures", None) or ["AutoModel"])[0]
     cls = getattr(transformers, str(name), None)
-    if cls is None:
-        raise TargetError(f"{spec.text}: transformers has no class {name}; name one with cls=")
+    if not isinstance(cls, type) or not (issubclass(cls, transformers.PreTrainedModel) or hasattr(cls, "from_config")):
+        # the name may come from a config file, which must not choose among functions
+        raise TargetError(f"{spec.text}: transformers has no class of models {name}; name one with cls=")
     return lambda: cls.from_config(config) if hasattr(cls, "from_config") else cls(config)
 
 

@@ -45,7 +45,10 @@ def remap(
     ] = None,
     rule: Rules = None,
     recipe: RecipeFile = None,
-    to: Annotated[str | None, typer.Option(metavar="MODEL|FILE", help="What the result must fit.")] = None,
+    to: Annotated[
+        str | None,
+        typer.Option(metavar="MODEL|FILE", help="What the result must fit; a model spec names code, which is run."),
+    ] = None,
     unexpected: Annotated[Unexpected | None, typer.Option(help="Keys that the target does not have.")] = None,
     mismatched: Annotated[Mismatched | None, typer.Option(help="Keys whose shape differs from the target's.")] = None,
     missing: Annotated[
