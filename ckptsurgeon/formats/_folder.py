@@ -7,8 +7,8 @@ import re
 from collections.abc import Sequence
 from itertools import islice
 
-from ckptsurgeon.errors import MOST_SHOWN, InputError
-from ckptsurgeon.formats import sharded
+from ckptsurgeon.errors import MOST_SHOWN, InputError, brief
+from ckptsurgeon.formats import _links, sharded
 from ckptsurgeon.formats._document import Document
 
 _BASES = (
@@ -43,11 +43,11 @@ def read(path: str, open_file: sharded.Open) -> Document:
     for base, suffix in _BASES:
         for name in (f"{base}.{suffix}", f"{base}.{suffix}.index.json"):
             if name in names:
-                return open_file(os.path.join(path, name))
+                return _opened(path, name, open_file)
     _refuse(path, names)
     indexes = [name for name in names if name.endswith(".index.json")]
     if indexes:
-        return open_file(os.path.join(path, _only(path, indexes, "indexes of shards")))
+        return _opened(path, _only(path, indexes, "indexes of shards"), open_file)
     groups = sharded.numbered(name for name in names if name.endswith(_SUFFIXES))
     if groups:
         return sharded.unindexed(path, _complete(path, groups), open_file)
@@ -55,10 +55,16 @@ def read(path: str, open_file: sharded.Open) -> Document:
     if not whole:
         inner = sorted(entry.name for entry in os.scandir(path) if entry.is_dir())
         more = f" and {len(inner) - MOST_SHOWN} more" if len(inner) > MOST_SHOWN else ""
-        hint = f"name one of its folders: {', '.join(inner[:MOST_SHOWN])}{more}" if inner else None
+        hint = f"name one of its folders: {', '.join(map(brief, inner[:MOST_SHOWN]))}{more}" if inner else None
         raise InputError(f"is a folder without a checkpoint file ({', '.join(_SUFFIXES)})", path=path, hint=hint)
     safe = [name for name in whole if name.endswith(".safetensors")]
-    return open_file(os.path.join(path, _only(path, safe or whole, "checkpoint files")))
+    return _opened(path, _only(path, safe or whole, "checkpoint files"), open_file)
+
+
+def _opened(path: str, name: str, open_file: sharded.Open) -> Document:
+    """A file of the folder, which a link in it may not lead out of."""
+    _links.check(path, name)
+    return open_file(os.path.join(path, name))
 
 
 def _refuse(path: str, names: Sequence[str]) -> None:
@@ -77,7 +83,7 @@ def _refuse(path: str, names: Sequence[str]) -> None:
 def _only(path: str, names: Sequence[str], what: str) -> str:
     if len(names) > 1:
         more = len(names) - MOST_SHOWN
-        shown = ", ".join(names[:MOST_SHOWN]) + (f" and {more} more" if more > 0 else "")
+        shown = ", ".join(map(brief, names[:MOST_SHOWN])) + (f" and {more} more" if more > 0 else "")
         raise InputError(f"is a folder with {len(names)} {what}: {shown}", path=path, hint="name one of them")
     return names[0]
 

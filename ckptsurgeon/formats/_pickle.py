@@ -12,15 +12,24 @@ from __future__ import annotations
 
 import codecs
 import struct
+import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from ckptsurgeon.formats._plain import BUILDERS, BadRecord, Builder, as_key
+from ckptsurgeon.errors import brief, quoted
+from ckptsurgeon.formats._plain import BUILDERS, BadRecord, Builder, Keys
 from ckptsurgeon.formats._records import REBUILD, Memo, Records
 from ckptsurgeon.formats._tensors import Storages
 from ckptsurgeon.inert import Opaque
 from ckptsurgeon.limits import DEFAULT, Limits
+
+_MOST_MARKS = 10_000
+"""Marks that are open at one time: one for each container around a value."""
+_FREE_CONTAINERS, _FREE_COPIES = 2_000_000, 1 << 20
+"""Containers, and values that calls take, that any pickle may have: beyond them it takes bytes of the file."""
+_SIZED = (str, bytes, bytearray, list, tuple, dict, set, frozenset)
+_SMALL = 64
 
 
 class BadPickle(Exception):
@@ -59,9 +68,9 @@ def loads(
     except IndexError:
         raise BadPickle(f"an opcode takes what is not there, near byte {machine.at}") from None
     except KeyError as error:
-        raise BadPickle(f"memo {error} was never set, near byte {machine.at}") from None
+        raise BadPickle(f"memo {quoted(error.args[0])} was never set, near byte {machine.at}") from None
     except (ValueError, TypeError, OverflowError, AttributeError, UnicodeError) as error:
-        raise BadPickle(f"{error}, near byte {machine.at}") from None
+        raise BadPickle(f"{brief(str(error))}, near byte {machine.at}") from None
     finally:
         machine.memo.records = None  # which know each other, and would stay until the next collection
 
@@ -81,6 +90,9 @@ class _Machine:
         self.marks: list[list[Any]] = []
         self.memo = Memo()
         self.globals: dict[str, Opaque] = {}
+        self.keys = Keys()
+        self.room = _FREE_CONTAINERS + len(data) // 8
+        self.copies = _FREE_COPIES + len(data)
         build = builders.get(REBUILD)
         self.records: Records | None = None
         if build is not None and isinstance(persistent, Storages):
@@ -118,6 +130,8 @@ class _Machine:
             elif opcode == 0x28:  # MARK
                 self.marks.append(self.stack)
                 self.stack = []
+                if len(self.marks) > _MOST_MARKS:
+                    raise BadPickle(f"more than {_MOST_MARKS} marks that wait for their end, near byte {at}")
             elif opcode == 0x2E:  # STOP
                 return self.stack.pop()
             else:
@@ -171,9 +185,21 @@ class _Machine:
         qualified = f"{'builtins' if module == '__builtin__' else module}.{name}"
         return self.globals.setdefault(qualified, Opaque(qualified))
 
+    def charge(self) -> None:
+        """Count one more container: a byte of the file can make one of sixty bytes or more."""
+        self.room -= 1
+        if self.room < 0:
+            raise BadPickle(
+                f"more containers and objects than {len(self.data)} bytes of data hold, near byte {self.at}"
+            )
+
     def call(self, function: Any, args: Any) -> Any:
         if not isinstance(args, tuple):
             raise BadPickle(f"arguments that are no tuple, near byte {self.at}")
+        self.charge()
+        self.copies -= len(args) + sum(len(arg) for arg in args if isinstance(arg, _SIZED) and len(arg) > _SMALL)
+        if self.copies < 0:  # one value may be put aside once and be given to many calls, each of which copies it
+            raise BadPickle(f"calls are given more than {len(self.data)} bytes can hold, near byte {self.at}")
         if not isinstance(function, Opaque) or function.args is not None:
             return Opaque("a call of what is no global", (function, *args))
         builder = self.builders.get(function.name)
@@ -188,7 +214,7 @@ class _Machine:
         if not isinstance(into, dict) or len(pairs) % 2:
             raise BadPickle(f"items set on what is no dict, near byte {self.at}")
         for key, value in zip(pairs[::2], pairs[1::2], strict=True):
-            into[as_key(key)] = value
+            into[self.keys.of(key)] = value
 
     def append(self, items: list[Any]) -> None:
         into = self.stack[-1]
@@ -218,8 +244,17 @@ def _push(make: Callable[[_Machine], Any]) -> Callable[[_Machine], None]:
     return act
 
 
+def _empty(kind: Callable[[], Any]) -> Callable[[_Machine], None]:
+    def act(machine: _Machine) -> None:
+        machine.charge()
+        machine.stack.append(kind())
+
+    return act
+
+
 def _tuple(machine: _Machine) -> None:
     items = machine.pop_mark()
+    machine.charge()
     machine.stack.append(tuple(items))
 
 
@@ -227,6 +262,7 @@ def _last(count: int) -> Callable[[_Machine], None]:
     def act(machine: _Machine) -> None:
         if len(machine.stack) < count:
             raise IndexError
+        machine.charge()
         machine.stack[-count:] = [tuple(machine.stack[-count:])]
 
     return act
@@ -234,18 +270,21 @@ def _last(count: int) -> Callable[[_Machine], None]:
 
 def _list(machine: _Machine) -> None:
     items = machine.pop_mark()
+    machine.charge()
     machine.stack.append(items)
 
 
 def _dict(machine: _Machine) -> None:
     items = machine.pop_mark()
+    machine.charge()
     machine.stack.append({})
     machine.set_items(items)
 
 
 def _frozenset(machine: _Machine) -> None:
     items = machine.pop_mark()
-    machine.stack.append(frozenset(map(as_key, items)))
+    machine.charge()
+    machine.stack.append(frozenset(map(machine.keys.of, items)))
 
 
 def _append(machine: _Machine) -> None:
@@ -262,7 +301,7 @@ def _add_items(machine: _Machine) -> None:
     items = machine.pop_mark()
     into = machine.stack[-1]
     if isinstance(into, set):
-        into.update(map(as_key, items))
+        into.update(map(machine.keys.of, items))
     else:
         machine.append(items)
 
@@ -280,6 +319,7 @@ def _new(machine: _Machine) -> None:
 def _new_ex(machine: _Machine) -> None:
     kwargs, args, cls = machine.stack.pop(), machine.stack.pop(), machine.stack.pop()
     made = _instance(machine, cls, args)
+    machine.copies -= len(args)
     machine.stack.append(made if not kwargs else Opaque(getattr(cls, "name", "an object"), (*args, kwargs)))
 
 
@@ -288,6 +328,7 @@ def _instance(machine: _Machine, cls: Any, args: Any) -> Any:
         return machine.call(cls, args)
     if not isinstance(cls, Opaque) or not isinstance(args, tuple):
         raise BadPickle(f"an object of no class, near byte {machine.at}")
+    machine.charge()
     return Opaque(cls.name, args)
 
 
@@ -342,14 +383,16 @@ def _quoted(machine: _Machine) -> str:
     raw = machine.line()
     if len(raw) < 2 or raw[:1] != raw[-1:] or raw[:1] not in (b'"', b"'"):
         raise BadPickle(f"a string without quotes, near byte {machine.at}")
-    return _old_text(codecs.escape_decode(raw[1:-1])[0])
+    with warnings.catch_warnings():  # of escapes that Python does not know either: they stand for themselves
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return _old_text(codecs.escape_decode(raw[1:-1])[0])
 
 
 def _put(width: int) -> Callable[[_Machine], None]:
     def act(machine: _Machine) -> None:
         index = machine.number(width) if width else int(machine.line())
-        if index < 0:
-            raise BadPickle(f"a negative memo index, near byte {machine.at}")
+        if not 0 <= index < 1 << 32:
+            raise BadPickle(f"a memo index below 0 or over 32 bits, near byte {machine.at}")
         machine.memo[index] = machine.stack[-1]
 
     return act
@@ -417,8 +460,8 @@ _ACTIONS: dict[int, Callable[[_Machine], None]] = {
         "B": _push(lambda m: m.take(m.number(4))),
         "C": _push(lambda m: m.take(m.byte())),
         "G": _push(lambda m: struct.unpack(">d", m.take(8))[0]),
-        "]": _push(lambda m: []),
-        "}": _push(lambda m: {}),
+        "]": _empty(list),
+        "}": _empty(dict),
         ")": _push(lambda m: ()),
         "\x80": _protocol,
         "\x81": _new,
@@ -432,7 +475,7 @@ _ACTIONS: dict[int, Callable[[_Machine], None]] = {
         "\x8c": _push(lambda m: _text(m.take(m.byte()))),
         "\x8d": _push(lambda m: _text(m.take(m.number(8)))),
         "\x8e": _push(lambda m: m.take(m.number(8))),
-        "\x8f": _push(lambda m: set()),
+        "\x8f": _empty(set),
         "\x90": _add_items,
         "\x91": _frozenset,
         "\x92": _new_ex,
