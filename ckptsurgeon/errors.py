@@ -20,8 +20,41 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from os import PathLike, fspath
 
+_LONGEST_KEY, _LONGEST_CAUSE = 200, 1500
+"""Characters of a key, and of what is wrong, that an error prints: both may come from a file."""
 MOST_SHOWN = 10
 """How many problems an error prints before it only counts the rest."""
+
+
+def shown(text: str) -> str:
+    """A key or name with control, bidirectional and other unprintable characters escaped.
+
+    >>> shown("a\\x1b[31mb")
+    'a\\\\x1b[31mb'
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def brief(text: str, most: int = _LONGEST_KEY) -> str:
+    """`text`, or its beginning and its end with what is left out counted between them.
+
+    >>> brief("a" * 1000, 20)
+    'aaaaaaaaaa… 980 characters …aaaaaaaaaa'
+    """
+    half = most // 2
+    return text if len(text) <= most else f"{text[:half]}… {len(text) - 2 * half} characters …{text[-half:]}"
+
+
+def quoted(value: object, most: int = _LONGEST_KEY) -> str:
+    """Something of a file for an error: text and bytes in quotes, numbers as they are, all of it brief;
+    of other things, which may be without end, the kind."""
+    if isinstance(value, str | bytes):
+        return brief(repr(value[: 4 * most] if len(value) > 8 * most else value), most)
+    if isinstance(value, int) and value.bit_length() > most:
+        return f"a number of {value.bit_length()} bits"
+    return repr(value) if value is None or isinstance(value, int | float | complex) else f"a {type(value).__name__}"
 
 
 @dataclass(frozen=True)
@@ -68,10 +101,12 @@ class InputError(CkptError):
         super().__init__(cause)
 
     def __str__(self) -> str:
-        text = self.cause if self.key is None else f"{self.key!r}: {self.cause}"
+        text = brief(self.cause, _LONGEST_CAUSE)
+        if self.key is not None:
+            text = f"{quoted(self.key)}: {text}"
         if self.path is not None:
             text = f"{self.path}: {text}"
-        return text if self.hint is None else f"{text}; {self.hint}"
+        return shown(text if self.hint is None else f"{text}; {self.hint}")
 
 
 class AmbiguousError(InputError):
@@ -79,13 +114,13 @@ class AmbiguousError(InputError):
 
     def __init__(self, paths: Sequence[str], *, path: str | PathLike[str]) -> None:
         self.paths = tuple(paths)
-        shown = ", ".join(self.paths[:MOST_SHOWN])
+        named = ", ".join(map(brief, self.paths[:MOST_SHOWN]))
         more = len(self.paths) - MOST_SHOWN
         first = next((path for path in self.paths if path != "."), self.paths[0])
         super().__init__(
-            f"{len(self.paths)} state dicts could be meant: {shown}" + (f" and {more} more" if more > 0 else ""),
+            f"{len(self.paths)} state dicts could be meant: {named}" + (f" and {more} more" if more > 0 else ""),
             path=path,
-            hint=f"choose one with --select {first}, or --select . for all of them",
+            hint=f"choose one with --select {brief(first)}, or --select . for all of them",
         )
 
 

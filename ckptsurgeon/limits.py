@@ -26,7 +26,7 @@ class Limits:
     """A pickle, or a file of code, that is compressed in its archive."""
     pickle_memory: int = 384 << 20
     """What the objects of one pickle may take, beside twice the bytes of the pickle itself."""
-    opcodes: int = 32_000_000
+    opcodes: int = 16_000_000
     """Steps of one pickle."""
     marks: int = 10_000
     """Containers of a pickle that are open at one time."""
@@ -40,6 +40,8 @@ class Limits:
     """A tensor that repeats its bytes (`expand`), and all tensors of a file together, may always take this …"""
     view_ratio: int = 64
     """… and beyond that, at most so many times the bytes that the file has for them."""
+    name_characters: int = 1 << 27
+    """The dotted names of what a file holds, all together: of nested containers they can be far longer than it."""
     modules: int = 1_000_000
     """Modules in one pickled model, each counted as often as it is used; tensors below one `--select`."""
     depth: int = 200

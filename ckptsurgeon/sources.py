@@ -180,9 +180,11 @@ class Apply:
     inputs: tuple[TensorRef, ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Absent:
     """A tensor that the file describes without holding its dense bytes.
+
+    Compared by identity: parts may be made of parts, and those of the same ones again and again.
 
     `form` says what it is ("a sparse tensor (COO)"), `parts` name the tensors that it is made of;
     `closed` tells whether they are all that there is to it.

@@ -178,8 +178,9 @@ def refused(raw: bytes, name: str = "x") -> str:
     Path(name).write_bytes(raw)
     with pytest.raises(cs.InputError) as caught:
         cs.open(name)
-    assert str(caught.value).startswith(f"{name}: ")
-    return str(caught.value).removeprefix(f"{name}: ")
+    escaped = name.replace("\n", "\\n")
+    assert str(caught.value).startswith(f"{escaped}: ")
+    return str(caught.value).removeprefix(f"{escaped}: ")
 
 
 @pytest.mark.parametrize("kind", CHECKPOINTS)

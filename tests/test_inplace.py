@@ -277,8 +277,8 @@ def test_a_file_with_other_names_is_refused() -> None:
 
 def test_a_shard_that_is_a_link_is_refused() -> None:
     three_shards()
-    os.rename(f"m/{shard(2)}", "blob")
-    os.symlink("../blob", f"m/{shard(2)}")
+    os.rename(f"m/{shard(2)}", "m/blob")
+    os.symlink("blob", f"m/{shard(2)}")
     refused(f"m/{shard(2)}: is a link", INDEX, "strip module.", error=cs.OutputError)
 
 

@@ -54,6 +54,13 @@ def _shared() -> None:
     torch.save({str(number): one for number in range(300)}, "a")
 
 
+def _names() -> None:
+    root: Any = {"w": torch.ones(1)}
+    for _ in range(8):
+        root = {"a" * 20: root}
+    torch.save(root, "a")
+
+
 def _modules() -> None:
     torch.save(torch.nn.Sequential(torch.nn.Linear(1, 1), torch.nn.Linear(1, 1)), "a")
 
@@ -77,6 +84,7 @@ MET: list[tuple[str, int, Callable[[], None]]] = [
     ("dimensions", 1, _torch),
     ("view_bytes", 100, _repeated),
     ("view_bytes", 100, _shared),
+    ("name_characters", 20, _names),
     ("modules", 1, _modules),
 ]
 

@@ -29,7 +29,7 @@ from ckptsurgeon.formats._rebuild import builders
 from ckptsurgeon.formats._tensors import Storage, Storages
 from ckptsurgeon.inert import Opaque
 from ckptsurgeon.limits import DEFAULT, Limits
-from ckptsurgeon.sources import File, Record
+from ckptsurgeon.sources import Absent, File, Record
 from ckptsurgeon.tensor import TensorRef
 
 
@@ -69,7 +69,10 @@ def plain(value: Any, above: tuple[int, ...] = ()) -> Any:
         return "above"
     above = (*above, id(value))
     if isinstance(value, TensorRef):
-        return ("tensor", value.spec, value.source, value.stored, value.quantizer)
+        source: Any = value.source
+        if isinstance(source, Absent):  # which is compared by identity
+            source = (source.form, [(name, plain(part, above)) for name, part in source.parts], source.closed)
+        return ("tensor", value.spec, source, value.stored, value.quantizer)
     if isinstance(value, dict):
         items = [(plain(key, above), plain(member, above)) for key, member in value.items()]
         return (type(value).__name__, items, plain(getattr(value, "_metadata", None), above))

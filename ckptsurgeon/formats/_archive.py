@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 from ckptsurgeon.dtypes import DType
-from ckptsurgeon.errors import InputError, LimitError
+from ckptsurgeon.errors import InputError, LimitError, quoted
 from ckptsurgeon.formats import _pickle
 from ckptsurgeon.formats._pickle import BadPickle
 from ckptsurgeon.formats._plain import BadRecord, Builder
@@ -45,6 +45,8 @@ def content(probe: Probe, member: Member, most: int, limit: str) -> bytes:
             data = inflate.decompress(data, member.size + 1)
         except zlib.error as error:
             raise InputError(f"{member.name} is damaged ({error})", path=path) from None
+        if len(data) == member.size and (not inflate.eof or inflate.unused_data):
+            raise InputError(f"{member.name} does not end where its compressed data ends", path=path)
     if len(data) != member.size:
         raise InputError(f"{member.name} has other bytes than its directory says", path=path)
     if member.crc is not None and zlib.crc32(data) != member.crc:
@@ -63,7 +65,7 @@ def byteorder(probe: Probe, root: str) -> Literal["little", "big"]:
     if word == b"big":
         return "big"
     if word != b"little":
-        raise InputError(f"{member.name} is {word[:16]!r}, neither little nor big", path=probe.file.path)
+        raise InputError(f"{member.name} is {word!r}, neither little nor big", path=probe.file.path)
     return "little"
 
 
@@ -78,9 +80,9 @@ def locator(
         nbytes = elements * dtype.itemsize
         member = members.get(place(key))
         if member is None:
-            raise BadRecord(f"the storage {key!r} is missing from the archive")
+            raise BadRecord(f"the storage {quoted(key)} is missing from the archive")
         if member.size != nbytes:
-            raise BadRecord(f"the storage {key!r} has {member.size} bytes, the pickle says {nbytes}")
+            raise BadRecord(f"the storage {quoted(key)} has {member.size} bytes, the pickle says {nbytes}")
         begin = 0 if member.deflated else member.offset
         codec = Deflate(member.offset, member.packed) if member.deflated else None
         record = Record(member.name, begin, nbytes, member.crc)

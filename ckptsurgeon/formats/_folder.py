@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from itertools import islice
 
-from ckptsurgeon.errors import MOST_SHOWN, InputError
+from ckptsurgeon.errors import MOST_SHOWN, InputError, brief
 from ckptsurgeon.formats import sharded, torch_dcp
 from ckptsurgeon.formats._document import Document
 from ckptsurgeon.formats._inside import part
@@ -57,7 +57,7 @@ def read(path: str, open_file: sharded.Open) -> Document:
     if not whole:
         inner = sorted(entry.name for entry in os.scandir(path) if entry.is_dir())
         more = f" and {len(inner) - MOST_SHOWN} more" if len(inner) > MOST_SHOWN else ""
-        hint = f"name one of its folders: {', '.join(inner[:MOST_SHOWN])}{more}" if inner else None
+        hint = f"name one of its folders: {', '.join(map(brief, inner[:MOST_SHOWN]))}{more}" if inner else None
         raise InputError(f"is a folder without a checkpoint file ({', '.join(_SUFFIXES)})", path=path, hint=hint)
     safe = [name for name in whole if name.endswith(".safetensors")]
     return open_file(part(path, _only(path, safe or whole, "checkpoint files")))
@@ -79,7 +79,7 @@ def _refuse(path: str, names: Sequence[str]) -> None:
 def _only(path: str, names: Sequence[str], what: str) -> str:
     if len(names) > 1:
         more = len(names) - MOST_SHOWN
-        shown = ", ".join(names[:MOST_SHOWN]) + (f" and {more} more" if more > 0 else "")
+        shown = ", ".join(map(brief, names[:MOST_SHOWN])) + (f" and {more} more" if more > 0 else "")
         raise InputError(f"is a folder with {len(names)} {what}: {shown}", path=path, hint="name one of them")
     return names[0]
 

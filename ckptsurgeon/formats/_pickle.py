@@ -13,16 +13,20 @@ from __future__ import annotations
 
 import codecs
 import struct
+import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from ckptsurgeon.errors import LimitError
-from ckptsurgeon.formats._plain import BUILDERS, BadRecord, Builder, as_key
+from ckptsurgeon.errors import LimitError, brief, quoted
+from ckptsurgeon.formats._plain import BUILDERS, BadRecord, Builder, Keys
 from ckptsurgeon.formats._records import REBUILD, Memo, Records
 from ckptsurgeon.formats._tensors import Storages
 from ckptsurgeon.inert import Opaque
 from ckptsurgeon.limits import DEFAULT, Limits
+
+_SIZED = (str, bytes, bytearray, list, tuple, dict, set, frozenset)
+_SMALL, _EACH = 64, 32
 
 
 class BadPickle(Exception):
@@ -61,9 +65,9 @@ def loads(
     except IndexError:
         raise BadPickle(f"an opcode takes what is not there, near byte {machine.at}") from None
     except KeyError as error:
-        raise BadPickle(f"memo {error} was never set, near byte {machine.at}") from None
+        raise BadPickle(f"memo {quoted(error.args[0])} was never set, near byte {machine.at}") from None
     except (ValueError, TypeError, OverflowError, AttributeError, UnicodeError) as error:
-        raise BadPickle(f"{error}, near byte {machine.at}") from None
+        raise BadPickle(f"{brief(str(error))}, near byte {machine.at}") from None
     finally:
         machine.memo.records = None  # which know each other, and would stay until the next collection
 
@@ -84,6 +88,7 @@ class _Machine:
         self.marks: list[list[Any]] = []
         self.memo = Memo()
         self.globals: dict[str, Opaque] = {}
+        self.keys = Keys()
         build = builders.get(REBUILD)
         self.records: Records | None = None
         if build is not None and isinstance(persistent, Storages):
@@ -193,6 +198,7 @@ class _Machine:
     def call(self, function: Any, args: Any) -> Any:
         if not isinstance(args, tuple):
             raise BadPickle(f"arguments that are no tuple, near byte {self.at}")
+        self.pay(8 * len(args) + sum(map(_copied, args)))
         if not isinstance(function, Opaque) or function.args is not None:
             return Opaque("a call of what is no global", (function, *args))
         builder = self.builders.get(function.name)
@@ -208,7 +214,7 @@ class _Machine:
             raise BadPickle(f"items set on what is no dict, near byte {self.at}")
         self.pay(_PAIR * (len(pairs) // 2))
         for key, value in zip(pairs[::2], pairs[1::2], strict=True):
-            into[as_key(key)] = value
+            into[self.keys.of(key)] = value
 
     def append(self, items: list[Any]) -> None:
         into = self.stack[-1]
@@ -229,6 +235,13 @@ class _Machine:
             metadata = state.get("_metadata")
             if isinstance(metadata, dict):
                 into._metadata = metadata  # type: ignore[attr-defined]
+
+
+def _copied(value: Any) -> int:
+    """What a call may take to copy a value: one that was put aside once can be given to many calls."""
+    if not isinstance(value, _SIZED) or len(value) <= _SMALL:
+        return 0
+    return len(value) if isinstance(value, str | bytes | bytearray) else _EACH * len(value)
 
 
 def _push(make: Callable[[_Machine], Any]) -> Callable[[_Machine], None]:
@@ -265,7 +278,7 @@ def _dict(machine: _Machine) -> None:
 
 def _frozenset(machine: _Machine) -> None:
     items = machine.pop_mark()
-    machine.stack.append(frozenset(map(as_key, items)))
+    machine.stack.append(frozenset(map(machine.keys.of, items)))
 
 
 def _append(machine: _Machine) -> None:
@@ -282,7 +295,7 @@ def _add_items(machine: _Machine) -> None:
     items = machine.pop_mark()
     into = machine.stack[-1]
     if isinstance(into, set):
-        into.update(map(as_key, items))
+        into.update(map(machine.keys.of, items))
     else:
         machine.append(items)
 
@@ -300,6 +313,7 @@ def _new(machine: _Machine) -> None:
 def _new_ex(machine: _Machine) -> None:
     kwargs, args, cls = machine.stack.pop(), machine.stack.pop(), machine.stack.pop()
     made = _instance(machine, cls, args)
+    machine.pay(8 * len(args))
     machine.stack.append(made if not kwargs else Opaque(getattr(cls, "name", "an object"), (*args, kwargs)))
 
 
@@ -362,14 +376,16 @@ def _quoted(machine: _Machine) -> str:
     raw = machine.line()
     if len(raw) < 2 or raw[:1] != raw[-1:] or raw[:1] not in (b'"', b"'"):
         raise BadPickle(f"a string without quotes, near byte {machine.at}")
-    return _old_text(codecs.escape_decode(raw[1:-1])[0])
+    with warnings.catch_warnings():  # of escapes that Python does not know either: they stand for themselves
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return _old_text(codecs.escape_decode(raw[1:-1])[0])
 
 
 def _put(width: int) -> Callable[[_Machine], None]:
     def act(machine: _Machine) -> None:
         index = machine.number(width) if width else int(machine.line())
-        if index < 0:
-            raise BadPickle(f"a negative memo index, near byte {machine.at}")
+        if not 0 <= index < 1 << 32:
+            raise BadPickle(f"a memo index below 0 or over 32 bits, near byte {machine.at}")
         machine.memo[index] = machine.stack[-1]
 
     return act

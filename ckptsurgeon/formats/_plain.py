@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections import Counter, OrderedDict
 from collections.abc import Callable
 from typing import Any
@@ -15,11 +16,36 @@ KEYS = (str, int, float, bytes, type(None), Opaque, complex, TensorRef)
 """What may be the key of a dict, or in a set."""
 _LONGEST_KEY = 64
 _LONGEST_INT = 1024
+_OWN_HASH = sys.hash_info.modulus
+"""Smaller integers are their own hashes."""
+_MOST_ALIKE = 64
 
 
-def as_key(value: Any) -> Any:
-    """`value`, or a record in its place where its hash could not be taken, or could run away."""
-    return value if isinstance(value, str) or is_key(value) else Opaque("a key that cannot be one here", (value,))
+class Keys:
+    """Makes keys of values, and notices when too many of them have one hash.
+
+    Text and bytes have hashes that no file can foresee; those of numbers and tuples can be chosen so that
+    each lookup takes as long as all that came before.
+    """
+
+    def __init__(self) -> None:
+        self.alike: dict[int, list[Any]] = {}
+
+    def of(self, value: Any) -> Any:
+        """`value`, or a record in its place where its hash could not be taken, or could run away; BadRecord
+        where others have the same hash."""
+        if isinstance(value, str):
+            return value
+        if not is_key(value):
+            return Opaque("a key that cannot be one here", (value,))
+        if not (isinstance(value, tuple | frozenset | complex) or (isinstance(value, int) and abs(value) >= _OWN_HASH)):
+            return value
+        alike = self.alike.setdefault(hash(value), [])
+        if value not in alike:
+            alike.append(value)
+            if len(alike) > _MOST_ALIKE:
+                raise BadRecord(f"more than {_MOST_ALIKE} keys of dicts or sets with one hash")
+        return value
 
 
 def is_key(value: Any) -> bool:
@@ -52,7 +78,8 @@ def _ordered_dict(args: tuple[Any, ...]) -> Any:
     if not args:
         return OrderedDict()
     if len(args) == 1 and isinstance(args[0], list):
-        return OrderedDict((key, value) for key, value in args[0])
+        keys = Keys()
+        return OrderedDict((keys.of(key), value) for key, value in args[0])
     raise BadRecord("an OrderedDict of something else than pairs")
 
 
@@ -76,7 +103,7 @@ def _bytearray(args: tuple[Any, ...]) -> Any:
 
 def _set(args: tuple[Any, ...]) -> Any:
     if len(args) == 1 and isinstance(args[0], list | tuple):
-        return set(map(as_key, args[0]))
+        return set(map(Keys().of, args[0]))
     return set() if not args else Opaque("builtins.set", args)
 
 

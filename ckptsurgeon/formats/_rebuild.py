@@ -12,6 +12,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ckptsurgeon.dtypes import DTYPES, DType
+from ckptsurgeon.errors import LimitError
 from ckptsurgeon.formats import _numpy
 from ckptsurgeon.formats._plain import BadRecord, Builder
 from ckptsurgeon.formats._tensors import Storage, count, dims, dtype_of, view
@@ -48,6 +49,7 @@ def builders(limits: Limits) -> dict[str, Builder]:
 class _Builders:
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
+        self.expanded = 0
         plain: dict[str, Builder] = {
             "_rebuild_tensor": self.tensor,
             "_rebuild_tensor_v2": self.tensor,
@@ -83,6 +85,11 @@ class _Builders:
         if not isinstance(storage, Storage):
             raise BadRecord("a tensor without a storage")
         ref = view(storage, dtype or storage.dtype, offset, shape, strides, self.limits)
+        if ref.nbytes > storage.nbytes:
+            self.expanded += max(0, ref.nbytes - self.limits.view_ratio * storage.nbytes)
+            if self.expanded > self.limits.view_bytes:
+                most = self.limits.view_bytes
+                raise LimitError(f"views that repeat their storages, of {self.expanded} bytes", "view_bytes", most)
         at = 7 if dtype else 6
         metadata = args[at] if len(args) > at else None
         if isinstance(metadata, dict) and any(metadata.values()):
@@ -234,13 +241,18 @@ def _quantizer(given: tuple[Any, ...], shape: tuple[int, ...]) -> Quantizer:
     scheme = given[0].name
     if len(given) == 3 and isinstance(given[1], float | int) and type(given[2]) is int:
         return Quantizer(scheme, float(given[1]), given[2])
-    if len(given) != 4 or not all(isinstance(part, TensorRef) for part in given[1:3]):
+    if len(given) != 4 or not all(map(_is_dense, given[1:3])):
         raise BadRecord(f"a quantiser {scheme} with parameters that torch does not write")
     axis = count(given[3], "the axis of a quantiser")
     if axis >= len(shape) or any(part.shape != (shape[axis],) for part in given[1:3]):
         raise BadRecord(f"a quantiser whose scales do not go along dimension {axis} of {list(shape)}")
     scale, zero = (replace(part, stored=None) for part in given[1:3])
     return Quantizer(scheme, scale, zero, axis)
+
+
+def _is_dense(part: Any) -> bool:
+    """Whether this is a tensor with bytes and no quantiser of its own, of which there could be no end."""
+    return isinstance(part, TensorRef) and isinstance(part.source, Extent) and part.quantizer is None
 
 
 def _nested(args: tuple[Any, ...]) -> Any:

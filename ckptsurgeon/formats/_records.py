@@ -93,7 +93,7 @@ class Records:
         self.firsts, self.places = array("Q"), array("Q")
         self.tensors: list[TensorRef] = []
         self.forms: list[_Form] = []
-        self.known, self.top = 0, -1
+        self.known, self.top, self.unfolded = 0, -1, 0
         memo.records = self
 
     def read(self, at: int, stack: list[Any], room: int) -> tuple[int, int]:
@@ -171,6 +171,8 @@ class Records:
         ref = self.build((storage, *numbers, OrderedDict()))
         if not isinstance(ref, TensorRef) or not isinstance(ref.source, Extent) or not isinstance(storage, Storage):
             raise ValueError(storage_key)
+        if ref.nbytes > storage.nbytes:  # the builder counts such views
+            raise ValueError(storage_key)
         steps = sum(map(len, (named, sized, shaped, strided, ended)))
         shift = ref.source.offset - storage.offset
         return _Form(pid, elements, numbers, storage, ref, ref.source, shift, _OTHER_STEPS + steps)
@@ -195,8 +197,9 @@ class Records:
 
     def unfold_all(self) -> None:
         """Put everything into the memo that records did."""
-        for first in self.firsts:
+        for first in self.firsts[self.unfolded :]:
             self.unfold(first)
+        self.unfolded = len(self.firsts)
 
 
 def _int(raw: bytes) -> int:

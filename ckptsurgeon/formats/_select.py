@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from ckptsurgeon.checkpoint import Step
-from ckptsurgeon.errors import InputError, LimitError
+from ckptsurgeon.errors import InputError, LimitError, quoted
 from ckptsurgeon.formats._tree import (
     BARE,
+    Allowance,
     Candidate,
     is_container,
     is_module,
@@ -35,15 +36,16 @@ def at(root: Any, select: str) -> Candidate | None:
         return None
     tensors: dict[str, TensorRef] = {}
     rest: dict[Any, Any] = {}
+    allowance = Allowance()
     for step, member in children(node):
-        inner, others = _flattened(str(step), member)
+        inner, others = _flattened(str(step), member, allowance)
         for name, ref in inner.items():
             _put(tensors, name, ref)
         rest.update(others if inner else {step: member})
     return Candidate(path, tensors, versions_of(node), rest) if tensors else None
 
 
-def _flattened(name: str, value: Any) -> tuple[dict[str, TensorRef], dict[str, Any]]:
+def _flattened(name: str, value: Any, allowance: Allowance) -> tuple[dict[str, TensorRef], dict[str, Any]]:
     """All tensors at and below a value under dotted names, and what else lies beside them.
 
     What occurs twice is taken twice; only cycles are cut.
@@ -54,23 +56,23 @@ def _flattened(name: str, value: Any) -> tuple[dict[str, TensorRef], dict[str, A
     todo: list[tuple[str, Any, tuple[int, ...]]] = [(name, value, ())]
     while todo:
         name, value, above = todo.pop()
+        allowance.visit()
+        allowance.name(len(name))
         if isinstance(value, TensorRef):
             _put(tensors, name, value)
         elif not is_container(value) or is_optimizer(value):
             others[name] = value
         elif len(above) >= limits.depth:
-            raise LimitError(f"{name!r} is nested too deeply", "depth", limits.depth)
+            raise LimitError(f"{quoted(name)} is nested too deeply", "depth", limits.depth)
         elif id(value) not in above:
             inner = (*above, id(value))
             todo.extend([(f"{name}.{step}", member, inner) for step, member in children(value)][::-1])
-        if len(tensors) + len(todo) > limits.modules:
-            raise LimitError(f"too many tensors below {name!r}", "modules", limits.modules)
     return tensors, others
 
 
 def _put(tensors: dict[str, TensorRef], name: str, ref: TensorRef) -> None:
     if name in tensors:
-        raise InputError(f"two tensors have the dotted name {name!r}", hint="choose one of the inner state dicts")
+        raise InputError(f"two tensors have the dotted name {quoted(name)}", hint="choose one of the inner state dicts")
     tensors[name] = ref
 
 
@@ -83,8 +85,12 @@ def node_of(root: Any, select: str) -> Any:
 def _resolve(root: Any, select: str) -> list[tuple[Step, Any]] | None:
     """The steps that spell `select`; keys may hold dots themselves, so every cut is tried."""
     todo: list[tuple[Any, str, list[tuple[Step, Any]]]] = [(root, select, [])]
+    seen: set[tuple[int, int]] = set()
     while todo:
         node, left, taken = todo.pop()
+        if (id(node), len(left)) in seen:
+            continue
+        seen.add((id(node), len(left)))
         for step, member in children(node):
             word = str(step)
             if left == word:

@@ -175,7 +175,11 @@ def _open(path: str) -> int:
         mode = os.stat(path).st_mode
         if not stat.S_ISREG(mode):
             raise InputError("is no regular file", path=path)
-        return os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):  # what the path leads to now
+            os.close(descriptor)
+            raise InputError("is no regular file", path=path)
+        return descriptor
     except FileNotFoundError:
         raise InputError("no such file", path=path) from None
     except (OSError, ValueError) as error:

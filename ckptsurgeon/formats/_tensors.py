@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from math import prod
 from typing import Any, Literal
 
 from ckptsurgeon.dtypes import DTYPES, DType
-from ckptsurgeon.errors import LimitError
+from ckptsurgeon.errors import LimitError, brief, quoted
 from ckptsurgeon.formats._plain import BadRecord
 from ckptsurgeon.inert import Opaque
 from ckptsurgeon.limits import Limits
@@ -52,7 +53,7 @@ STORAGE_OF: Mapping[str, str] = {dtype: storage for storage, dtype in (_STORAGE_
 """dtype name → the storage class that torch pickles it with; other dtypes go untyped."""
 
 
-_LONGEST_INT = 128
+_SHOWN = 8
 
 
 @dataclass(slots=True)
@@ -77,16 +78,14 @@ def storage_dtype(kind: Any) -> DType:
     name = kind.name if isinstance(kind, Opaque) else ""
     last = name.rpartition(".")[2]
     if not name.startswith("torch.") or last not in _ALL_TYPES:
-        raise BadRecord(f"a storage of the unknown type {name or type(kind).__name__}")
+        raise BadRecord(f"a storage of the unknown type {brief(name) or type(kind).__name__}")
     return DTYPES[_ALL_TYPES[last]]
 
 
 def count(value: Any, what: str) -> int:
     """`value` as a count: an int (no bool), not negative."""
     if type(value) is not int or not 0 <= value < 1 << 63:
-        huge = isinstance(value, int) and value.bit_length() > _LONGEST_INT  # whose digits Python may not write
-        shown = f"a number of {value.bit_length()} bits" if huge else repr(value)[:80]
-        raise BadRecord(f"{what} is {shown}, no count")
+        raise BadRecord(f"{what} is {quoted(value, 80)}, no count")
     return value
 
 
@@ -95,7 +94,7 @@ def text(value: Any, what: str) -> str:
     if isinstance(value, bytes):
         value = value.decode("latin-1")
     if not isinstance(value, str):
-        raise BadRecord(f"{what} is {value!r}, no text")
+        raise BadRecord(f"{what} is {quoted(value)}, no text")
     return value
 
 
@@ -128,7 +127,7 @@ def view(storage: Storage, dtype: DType, offset: Any, shape: Any, strides: Any, 
         storage.codec,
         storage.record,
     )
-    return TensorRef(_one(spec), extent, _stored(storage.device, storage.nbytes))
+    return TensorRef(_one(spec) if used else spec, extent, _stored(storage.device, storage.nbytes))
 
 
 @lru_cache(maxsize=4096)
@@ -166,7 +165,10 @@ def dims(value: Any, what: str, limits: Limits) -> tuple[int, ...]:
         raise BadRecord(f"{what} is no tuple of numbers")
     if len(value) > limits.dimensions:
         raise LimitError(f"{what} has {len(value)} dimensions", "dimensions", limits.dimensions)
-    return tuple(count(size, f"a number of the {what}") for size in value)
+    made = tuple(count(size, f"a number of the {what}") for size in value)
+    if what == "shape" and prod(made) >= 1 << 63:
+        raise BadRecord(f"shape {list(made[:_SHOWN])}{', …' * (len(made) > _SHOWN)} has more than 63 bits of elements")
+    return made
 
 
 Locate = Callable[[str, DType, int, str], Storage]
@@ -185,7 +187,7 @@ class Storages:
         if kind == "module" and len(pid) > 1:
             return pid[1]
         if kind != "storage" or len(pid) not in (5, 6):
-            raise BadRecord(f"a persistent id of the unknown kind {kind!r}")
+            raise BadRecord(f"a persistent id of the unknown kind {quoted(kind)}")
         dtype = storage_dtype(pid[1])
         storage = self.locate(
             text(pid[2], "a storage key"), dtype, count(pid[4], "a storage size"), text(pid[3], "a device")

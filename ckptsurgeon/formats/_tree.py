@@ -11,10 +11,11 @@ from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import islice
 from typing import Any, Literal
 
 from ckptsurgeon.checkpoint import Step, Versions
-from ckptsurgeon.errors import LimitError
+from ckptsurgeon.errors import LimitError, brief
 from ckptsurgeon.formats._values import tensor_of
 from ckptsurgeon.inert import Opaque, children
 from ckptsurgeon.limits import current
@@ -44,6 +45,52 @@ BARE = "tensor"
 _FORM = frozenset(("_parameters", "_buffers", "_modules"))
 _CONTAINERS = (dict, list, tuple, Opaque)
 _BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
+
+
+class Place:
+    """Where in an object a walk is: a step below another place.  Paths and names are made of it only where they are
+    asked for: containers in containers have names that are far longer than the file."""
+
+    __slots__ = ("above", "depth", "length", "step")
+
+    def __init__(self, step: Step, above: Place | None) -> None:
+        self.step, self.above = step, above
+        self.depth: int = 1 + (0 if above is None else above.depth)
+        self.length: int = len(str(step)) + (0 if above is None else 1 + above.length)
+
+    def path(self) -> tuple[Step, ...]:
+        """The steps from the root."""
+        steps: list[Step] = []
+        place: Place | None = self
+        while place is not None:
+            steps.append(place.step)
+            place = place.above
+        return tuple(reversed(steps))
+
+
+def steps_of(place: Place | None) -> tuple[Step, ...]:
+    """The steps to a place; None is the root."""
+    return () if place is None else place.path()
+
+
+class Allowance:
+    """What names may be made of one object: so many characters, and so many visits to modules and tensors."""
+
+    def __init__(self) -> None:
+        self.limits = current()
+        self.characters, self.visits = self.limits.name_characters, self.limits.modules
+
+    def name(self, length: int) -> None:
+        """Take a name of so many characters; LimitError when there have been too many."""
+        self.characters -= length
+        if self.characters < 0:
+            raise LimitError("longer names of what it holds", "name_characters", self.limits.name_characters)
+
+    def visit(self) -> None:
+        """Take one visit; LimitError when there have been too many."""
+        self.visits -= 1
+        if self.visits < 0:
+            raise LimitError("more modules or values, each counted at every use", "modules", self.limits.modules)
 
 
 @dataclass(frozen=True)
@@ -110,38 +157,43 @@ def candidates(root: Any) -> tuple[Candidate, ...]:
     return empty
 
 
-def _found(root: Any, kind: _Kind) -> list[Candidate]:
-    found: list[Candidate] = []
-    for path, value in _walk(root):
+def _found(root: Any, kind: _Kind) -> list[tuple[Candidate, int | None]]:
+    """The candidates, each with the number of the next one around it."""
+    found: list[tuple[Candidate, int | None]] = []
+    allowance = Allowance()
+    numbers: dict[Place | None, int] = {}
+    for place, value in _walk(root):
         if is_module(value):
-            found.append(module_state(path, value))
-        elif (mapping := _mapping(value, kind)) is not None:
-            direct = _direct(path, mapping, value, kind)
-            if direct.tensors:
-                found.append(direct)
+            allowance.name(0 if place is None else place.length)
+            made = module_state(steps_of(place), value, allowance)
+        elif (mapping := _mapping(value, kind)) is not None and (direct := _direct(mapping, kind)) is not None:
+            allowance.name(0 if place is None else place.length)
+            made = Candidate(steps_of(place), direct[0], versions_of(value), direct[1])
+        else:
+            continue
+        around = None if place is None else place.above
+        while around is not None and around not in numbers:
+            around = around.above
+        outer = None if place is None else numbers.get(around)
+        numbers[place] = len(found)
+        found.append((made, outer))
     return found
 
 
-def _outnumbered(found: list[Candidate]) -> Iterator[Candidate]:
+def _outnumbered(found: list[tuple[Candidate, int | None]]) -> Iterator[Candidate]:
     """Leave out mappings with a few loose tensors around larger state dicts, and small mappings
     inside of a state dict."""
-    by_path = {candidate.path: candidate for candidate in found}
-    inner: dict[tuple[Step, ...], int] = {}
-    for candidate in found:
-        for outer in _around(candidate, by_path):
-            inner[outer.path] = inner.get(outer.path, 0) + len(candidate.tensors)
-    for candidate in found:
+    inner, least = [0] * len(found), [-1] * len(found)
+    for number in range(len(found) - 1, -1, -1):
+        candidate, outer = found[number]
+        if outer is not None:
+            inner[outer] += inner[number] + len(candidate.tensors)
+    for number, (candidate, outer) in enumerate(found):
+        if outer is not None:
+            least[number] = max(least[outer], 1, int(len(found[outer][0].tensors) * _MINOR))
         size = len(candidate.tensors)
-        if inner.get(candidate.path, 0) > size:
-            continue
-        if not any(size <= max(1, int(len(outer.tensors) * _MINOR)) for outer in _around(candidate, by_path)):
+        if inner[number] <= size and size > least[number]:
             yield candidate
-
-
-def _around(candidate: Candidate, by_path: Mapping[tuple[Step, ...], Candidate]) -> list[Candidate]:
-    """The candidates that this one lies in."""
-    paths = (candidate.path[:cut] for cut in range(len(candidate.path)))
-    return [by_path[path] for path in paths if path in by_path]
 
 
 def main(found: tuple[Candidate, ...]) -> Candidate | None:
@@ -168,20 +220,20 @@ def _is_figures(candidate: Candidate) -> bool:
     return all(ref.numel == 1 for ref in candidate.tensors.values())
 
 
-def _walk(root: Any) -> Iterator[tuple[tuple[Step, ...], Any]]:
-    """All containers below `root` with their paths, each once, in file order; optimizers and
+def _walk(root: Any) -> Iterator[tuple[Place | None, Any]]:
+    """All containers below `root` with their places, each once, in file order; optimizers and
     modules are not looked into."""
-    todo: list[tuple[tuple[Step, ...], Any]] = [((), root)]
+    todo: list[tuple[Place | None, Any]] = [(None, root)]
     seen: set[int] = set()
     depth = current().depth
     while todo:
-        path, value = todo.pop()
+        place, value = todo.pop()
         if isinstance(value, TensorRef) or id(value) in seen or is_optimizer(value):
             continue
         seen.add(id(value))
-        yield path, value
-        if not is_module(value) and len(path) < depth:
-            inner = [((*path, step), member) for step, member in children(value) if is_container(member)]
+        yield place, value
+        if not is_module(value) and (place is None or place.depth < depth):
+            inner = [(Place(step, place), member) for step, member in children(value) if is_container(member)]
             todo.extend(reversed(inner))
 
 
@@ -204,7 +256,8 @@ def versions_of(value: Any) -> Versions:
     return {key: entry for key, entry in versions.items() if isinstance(key, str) and isinstance(entry, dict)}
 
 
-def _direct(path: tuple[Step, ...], mapping: dict[Any, Any], value: Any, kind: _Kind) -> Candidate:
+def _direct(mapping: dict[Any, Any], kind: _Kind) -> tuple[dict[str, TensorRef], dict[Any, Any]] | None:
+    """The tensors and the rest of a mapping; None where there are no tensors."""
     tensors: dict[str, TensorRef] = {}
     rest: dict[Any, Any] = {}
     for key, member in mapping.items():
@@ -217,7 +270,7 @@ def _direct(path: tuple[Step, ...], mapping: dict[Any, Any], value: Any, kind: _
             tensors[str(key)] = ref if ref.role != "tensor" else _as(_role(str(key)), ref)
         else:
             rest[key] = member
-    return Candidate(path, tensors, versions_of(value), rest)
+    return (tensors, rest) if tensors else None
 
 
 def _role(key: str) -> Role:
@@ -237,19 +290,18 @@ def _stored_as(role: Role, stored: Stored) -> Stored:
     return replace(stored, role=role)
 
 
-def module_state(path: tuple[Step, ...], root: Opaque) -> Candidate:
+def module_state(path: tuple[Step, ...], root: Opaque, allowance: Allowance | None = None) -> Candidate:
     """Parameters, then persistent buffers, depth first: what `state_dict()` would give."""
+    allowance = allowance or Allowance()
     tensors: dict[str, TensorRef] = {}
     rest: dict[str, Any] = {}
     todo: list[tuple[str, Opaque, frozenset[int]]] = [("", root, frozenset())]
-    visits, loose, seen, limits = 0, list[str](), set[int](), current()
+    loose, seen, limits = list[str](), set[int](), current()
     while todo:
         prefix, module, above = todo.pop()
-        visits += 1
+        allowance.visit()
         if len(above) > limits.depth:
             raise LimitError("modules in each other", "depth", limits.depth)
-        if max(visits, len(tensors)) > limits.modules:
-            raise LimitError("a model of too many modules or tensors", "modules", limits.modules)
         fields = module.fields()
         hidden = fields.get("_non_persistent_buffers_set")
         kinds: tuple[tuple[Any, Any, Role], ...] = (
@@ -260,15 +312,20 @@ def module_state(path: tuple[Step, ...], root: Opaque) -> Candidate:
             for name, value in members.items() if isinstance(members, dict) else ():
                 if value is None or (isinstance(skip, set) and name in skip):
                     continue
+                allowance.visit()
+                allowance.name(len(prefix) + len(str(name)))
                 ref = tensor_of(value)
                 if ref is None:
                     rest[f"{prefix}{name}"] = value
                 else:
                     tensors[f"{prefix}{name}"] = _as(role, ref)
-        loose += [f"{prefix}{name}" for name, value in fields.items() if name not in _FORM and _holds(value, seen)]
+        held = [name for name, value in fields.items() if name not in _FORM and _holds(value, seen)]
+        allowance.name(sum(len(prefix) + len(str(name)) for name in held))
+        loose += [f"{prefix}{name}" for name in held]
         above = above | {id(module)}
         for name, child in reversed(fields["_modules"].items()):
             if is_module(child) and id(child) not in above:
+                allowance.name(len(prefix) + len(str(name)))
                 todo.append((f"{prefix}{name}.", child, above))
     return Candidate(path, tensors, {}, rest, tuple(dict.fromkeys(loose)))
 
@@ -291,33 +348,39 @@ def _holds(value: Any, seen: set[int]) -> bool:
 
 def optimizers(root: Any) -> list[str]:
     """The dotted places of optimizer state below `root`."""
-    found, seen = [], set()
-    todo: list[tuple[str, Any]] = [("", root)]
+    found, seen, allowance = list[str](), set[int](), Allowance()
+    todo: list[tuple[Place | None, Any]] = [(None, root)]
     while todo:
-        name, value = todo.pop()
+        place, value = todo.pop()
         if id(value) in seen or not is_container(value):
             continue
         seen.add(id(value))
         if is_optimizer(value):
-            found.append(name or ".")
+            found.append(_dotted(place, allowance) or ".")
         else:
-            todo += [(f"{name}.{step}" if name else str(step), member) for step, member in children(value)][::-1]
+            todo += [(Place(step, place), member) for step, member in children(value)][::-1]
     return found
 
 
 def tensors(root: Any) -> Iterator[tuple[str, TensorRef]]:
     """Every tensor at and below `root`, in state dicts and beside them, each object once, with its dotted place."""
-    todo: list[tuple[str, Any]] = [("", root)]
+    todo: list[tuple[Place | None, Any]] = [(None, root)]
     seen: set[int] = set()
+    allowance = Allowance()
     while todo:
-        name, value = todo.pop()
+        place, value = todo.pop()
         ref = tensor_of(value, arrays=True)
         if ref is not None:
-            yield name or BARE, ref
+            yield _dotted(place, allowance) or BARE, ref
         elif is_container(value) and id(value) not in seen:
             seen.add(id(value))
-            inner = [(f"{name}.{step}" if name else str(step), member) for step, member in children(value)]
-            todo.extend(reversed(inner))
+            todo.extend(reversed([(Place(step, place), member) for step, member in children(value)]))
+
+
+def _dotted(place: Place | None, allowance: Allowance) -> str:
+    """The steps to a place with dots between them, within what names may take."""
+    allowance.name(0 if place is None else place.length)
+    return ".".join(str(step) for step in steps_of(place))
 
 
 def describe(value: Any) -> str:
@@ -325,7 +388,7 @@ def describe(value: Any) -> str:
     if isinstance(value, TensorRef):
         return f"one bare tensor ({value.spec})"
     if isinstance(value, Opaque):
-        return f"an object of the class {value.name}"
+        return f"an object of the class {brief(value.name)}"
     if isinstance(value, dict | list | tuple | set):
         return f"{_article(value)} of {len(value)} item{'' if len(value) == 1 else 's'}"
     return "nothing (None)" if value is None else _article(value)
@@ -339,6 +402,6 @@ def _article(value: Any) -> str:
 def summary(extras: Any) -> str:
     """The names of the extras, for a sentence."""
     if isinstance(extras, dict):
-        names = [str(key) for key in extras]
-        return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+        names = [brief(str(key)) for key in islice(extras, 9)]
+        return ", ".join(names[:8]) + (f" and {len(extras) - 8} more" if len(extras) > 8 else "")
     return describe(extras)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import prod
 from typing import Any
 
 from ckptsurgeon.dtypes import DTYPES, DType
@@ -47,7 +48,7 @@ def _sharded(value: Opaque) -> TensorRef | None:
     if isinstance(size, Opaque) and size.args:
         size = size.args[0]
     shape = tuple(size) if isinstance(size, list | tuple) else ()
-    if not all(type(length) is int and 0 <= length < 1 << 63 for length in shape):
+    if not all(type(length) is int and 0 <= length < 1 << 63 for length in shape) or prod(shape) >= 1 << 63:
         return None
     local = local_shards(state)
     first = next(iter(local.values()), None)

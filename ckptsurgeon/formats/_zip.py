@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from operator import gt
 
-from ckptsurgeon.errors import LimitError
+from ckptsurgeon.errors import LimitError, quoted
 from ckptsurgeon.limits import Limits
 
 _EOCD = struct.Struct("<4s4H2LH")
@@ -26,6 +26,8 @@ _CENTRAL = struct.Struct("<4s6H3L5H2L")
 _LOCAL = struct.Struct("<4s5H3L2H")
 _CENTRAL_SIZE, _LOCAL_SIZE = _CENTRAL.size, _LOCAL.size
 _U16, _U32 = 0xFFFF, 0xFFFFFFFF
+_DESCRIPTOR = 24
+"""Bytes that may follow the data of a member: its checksum and sizes."""
 _NEAR, _WINDOW = 1 << 10, 1 << 14
 
 
@@ -65,7 +67,7 @@ def read_directory(descriptor: int, size: int, limits: Limits) -> dict[str, Memb
     for _ in range(entries):
         at, member, header = _entry(directory, at, headers, start)
         if member.name in members:
-            raise BadZip(f"two members are named {member.name!r}")
+            raise BadZip(f"two members are named {quoted(member.name)}")
         members[member.name] = member
         begins.append(header)
     if at != length:
@@ -88,10 +90,14 @@ def _tile(begins: Sequence[int], members: list[Member], end: int) -> None:
         if not name and start:
             raise BadZip(f"the first member begins at byte {start}, not at 0")
         if stop > start:
-            raise BadZip(f"{name!r} runs into {member.name!r}")
+            raise BadZip(f"{quoted(name)} runs into {quoted(member.name)}")
+        if start - stop > _DESCRIPTOR:
+            raise BadZip(f"{start - stop} bytes before {quoted(member.name)} belong to no member")
         stop, name = member.offset + member.packed, member.name
     if stop > end:
-        raise BadZip(f"{name!r} runs into 'the directory'")
+        raise BadZip(f"{quoted(name)} runs into 'the directory'")
+    if end - stop > _DESCRIPTOR:
+        raise BadZip(f"{end - stop} bytes before the directory belong to no member")
 
 
 class _Headers:
@@ -116,7 +122,7 @@ class _Headers:
 
 
 def _pread(descriptor: int, count: int, offset: int) -> bytes:
-    data = os.pread(descriptor, count, offset) if offset >= 0 else b""
+    data = os.pread(descriptor, count, offset) if 0 <= offset < 1 << 63 else b""
     while len(data) < count:
         more = os.pread(descriptor, count - len(data), offset + len(data))
         if not more:
@@ -129,10 +135,11 @@ def _end(descriptor: int, size: int) -> tuple[int, int, int]:
     """Entries, start and length of the central directory."""
     base = max(0, size - _EOCD.size - _U16)
     tail = _pread(descriptor, size - base, base)
-    found = [at for at in _signatures(tail) if at + _EOCD.size + _EOCD.unpack_from(tail, at)[7] == len(tail)]
+    signatures = _signatures(tail)
+    found = [at for at in signatures if at + _EOCD.size + _EOCD.unpack_from(tail, at)[7] == len(tail)]
     if not found:
         raise BadZip("the end of the archive is missing (a truncated file?)")
-    if len(found) > 1:
+    if len(found) > 1 or signatures[-1] != found[0]:  # of which others may take the last one
         raise BadZip("two directories end this archive")
     end = base + found[0]
     _, disk, first, here, entries, length, start, _ = _EOCD.unpack_from(tail, found[0])
@@ -184,12 +191,13 @@ def _entry(directory: bytes, at: int, headers: _Headers, end: int) -> tuple[int,
         extra = directory[start + n : start + n + m]
         size, packed, header = _wide(extra, name, size, packed, header)
     if flags & 0x2041:
-        raise BadZip(f"{name!r} is encrypted or patched")
+        raise BadZip(f"{quoted(name)} is encrypted or patched")
     if method not in (0, 8) or (method == 0 and packed != size):
-        raise BadZip(f"{name!r} is packed in a way that torch does not use (method {method})")
-    offset = _data_offset(headers, header, raw, method)
+        raise BadZip(f"{quoted(name)} is packed in a way that torch does not use (method {method})")
+    told = (crc, packed, size)
+    offset = _data_offset(headers, header, raw, method, told)
     if offset + packed > end:
-        raise BadZip(f"{name!r} runs past the end of its archive")
+        raise BadZip(f"{quoted(name)} runs past the end of its archive")
     return stop, Member(name, offset, size, packed, crc, method == 8), header
 
 
@@ -197,32 +205,50 @@ def _name(raw: bytes) -> str:
     try:
         name = raw.decode("utf-8")
     except UnicodeDecodeError:
-        raise BadZip(f"a member's name is no UTF-8: {raw!r}") from None
+        raise BadZip(f"a member's name is no UTF-8: {quoted(raw)}") from None
     if "\0" in name:
-        raise BadZip(f"a member's name holds a NUL: {name!r}")
+        raise BadZip(f"a member's name holds a NUL: {quoted(name)}")
     return name
 
 
 def _wide(extra: bytes, name: str, size: int, packed: int, header: int) -> tuple[int, int, int]:
     """The three numbers, from the zip64 field where the narrow ones are all ones."""
-    at = 0
+    at, found = 0, None
     while at + 4 <= len(extra):
         kind, length = struct.unpack_from("<HH", extra, at)
         body = extra[at + 4 : at + 4 + length]
         at += 4 + length
         if kind == 1:
+            if found is not None:
+                raise BadZip(f"{quoted(name)} has two zip64 fields")
             wide = [struct.unpack_from("<Q", body, i)[0] for i in range(0, len(body) - len(body) % 8, 8)]
             try:
                 numbers = [wide.pop(0) if narrow == _U32 else narrow for narrow in (size, packed, header)]
             except IndexError:
                 break
-            return numbers[0], numbers[1], numbers[2]
-    raise BadZip(f"{name!r} has no zip64 field for its size")
+            found = numbers[0], numbers[1], numbers[2]
+    if found is not None:
+        return found
+    raise BadZip(f"{quoted(name)} has no zip64 field for its size")
 
 
-def _data_offset(headers: _Headers, header: int, raw: bytes, method: int) -> int:
+def _data_offset(headers: _Headers, header: int, raw: bytes, method: int, told: tuple[int, int, int]) -> int:
+    """The first byte of a member's data; `told` are checksum and sizes as the directory has them.
+
+    A member that was written as a stream has them behind its data, and zeros in its place; large ones have
+    their sizes in a zip64 field there, which only the directory's readers need.
+    """
     local = headers.read(_LOCAL_SIZE + len(raw), header)
-    signature, _, _, packing, _, _, _, _, _, n, m = _LOCAL.unpack_from(local)
-    if signature != b"PK\3\4" or n != len(raw) or local[_LOCAL_SIZE:] != raw or packing != method:
-        raise BadZip(f"{_name(raw)!r} is described differently by the directory and in its place")
+    signature, _, flags, packing, _, _, crc, packed, size, n, m = _LOCAL.unpack_from(local)
+    known = (told, (0, 0, 0)) if flags & 8 else (told,)
+    same = (crc, packed, size) in known or (crc in (told[0], known[-1][0]) and packed == size == _U32)
+    if (
+        signature != b"PK\3\4"
+        or n != len(raw)
+        or local[_LOCAL_SIZE:] != raw
+        or packing != method
+        or flags & 0x2041
+        or not same
+    ):
+        raise BadZip(f"{quoted(_name(raw))} is described differently by the directory and in its place")
     return header + _LOCAL_SIZE + int(n) + int(m)

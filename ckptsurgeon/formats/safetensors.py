@@ -15,7 +15,7 @@ from typing import Any
 
 from ckptsurgeon.checkpoint import Checkpoint
 from ckptsurgeon.dtypes import BY_CODE, DTYPES
-from ckptsurgeon.errors import InputError, LimitError, Problem
+from ckptsurgeon.errors import InputError, LimitError, Problem, brief, quoted
 from ckptsurgeon.evaluate import read_exactly
 from ckptsurgeon.formats import sidefile
 from ckptsurgeon.formats._aliases import restored
@@ -30,6 +30,7 @@ from ckptsurgeon.tensor import Quantizer, TensorRef, TensorSpec
 NAME = "safetensors"
 _UNSUPPORTED = frozenset({"C128", "C32"})
 _ALIGN = 8
+_SHOWN = 8
 
 
 class _Bad(Exception):
@@ -117,25 +118,42 @@ def _entry(
     file: File, key: str, dtype: Any, shape: Any, offsets: Any, base: int, size: int, limits: Limits
 ) -> TensorRef:
     if not isinstance(dtype, str) or dtype not in BY_CODE or dtype in _UNSUPPORTED:
-        raise _Bad(f"{key!r} has the unknown dtype {dtype!r}")
+        raise _Bad(f"{quoted(key)} has the unknown dtype {quoted(dtype)}")
     if not isinstance(shape, list) or not all(map(_is_count, shape)):
-        raise _Bad(f"{key!r} has the shape {shape!r}")
+        raise _Bad(f"{quoted(key)} has the shape {_listed(shape)}")
     if len(shape) > limits.dimensions:
-        raise LimitError(f"{key!r} has {len(shape)} dimensions", "dimensions", limits.dimensions, path=file.path)
+        raise LimitError(f"{quoted(key)} has {len(shape)} dimensions", "dimensions", limits.dimensions, path=file.path)
     if not isinstance(offsets, list) or len(offsets) != 2 or not all(map(_is_count, offsets)):
-        raise _Bad(f"{key!r} has the data_offsets {offsets!r}")
+        raise _Bad(f"{quoted(key)} has the data_offsets {_listed(offsets)}")
     begin, end = offsets
     spec, nbytes = _spec(dtype, tuple(shape))
     if end < begin or base + end > size:
-        raise _Bad(f"{key!r} lies at bytes {begin}–{end} of {size - base} (a truncated file?)")
+        raise _Bad(f"{quoted(key)} lies at bytes {begin}–{end} of {size - base} (a truncated file?)")
     if nbytes != end - begin:
-        raise _Bad(f"{key!r} is {spec}, {nbytes} bytes, but lies at bytes {begin}–{end}")
+        raise _Bad(f"{quoted(key)} is {spec}, {nbytes} bytes, but lies at bytes {begin}–{end}")
     return TensorRef(spec, Extent(file, base + begin, end - begin))
 
 
-@lru_cache(maxsize=4096)
+def _listed(value: Any) -> str:
+    """What should be a list of numbers, for an error: the beginning of a longer one."""
+    if not isinstance(value, list):
+        return quoted(value)
+    more = f", … {len(value)} in all" if len(value) > _SHOWN else ""
+    return brief(f"[{', '.join(map(quoted, value[:_SHOWN]))}{more}]")
+
+
 def _spec(code: str, shape: tuple[int, ...]) -> tuple[TensorSpec, int]:
-    """One object for all equal specs, and its bytes: a model has many tensors of few shapes."""
+    """The spec and its bytes; where there is none, sizes may be such that all hashes are one, and nothing is kept."""
+    return _made(code, shape) if 0 in shape else _kept(code, shape)
+
+
+@lru_cache(maxsize=4096)
+def _kept(code: str, shape: tuple[int, ...]) -> tuple[TensorSpec, int]:
+    """One object for all equal specs: a model has many tensors of few shapes."""
+    return _made(code, shape)
+
+
+def _made(code: str, shape: tuple[int, ...]) -> tuple[TensorSpec, int]:
     spec = TensorSpec(BY_CODE[code], shape)
     return spec, spec.nbytes
 
@@ -151,7 +169,9 @@ def _tile(tensors: Mapping[str, TensorRef], base: int, size: int) -> None:
     extents.sort(key=_place)
     for extent, key in extents:
         if extent.offset != at:
-            raise _Bad(f"{key!r} begins at byte {extent.offset - base}, where the one before it ends at {at - base}")
+            raise _Bad(
+                f"{quoted(key)} begins at byte {extent.offset - base}, where the one before it ends at {at - base}"
+            )
         at += extent.nbytes
     if at != size:
         raise _Bad(f"the tensors end at byte {at}, the file at {size}")
@@ -164,12 +184,14 @@ def _place(one: tuple[Extent, str]) -> tuple[int, int, str]:
 def problems(ckpt: Checkpoint) -> list[Problem]:
     """What this format cannot hold."""
     found = [
-        Problem(f"safetensors has no dtype {ref.dtype}: {key!r} {list(ref.shape)}; cast it, or write a .pth", key=key)
+        Problem(
+            f"safetensors has no dtype {ref.dtype}: {quoted(key)} {list(ref.shape)}; cast it, or write a .pth", key=key
+        )
         for key, ref in ckpt.items()
         if ref.dtype.code in _UNSUPPORTED
     ]
     found += [
-        Problem(f"safetensors holds names that are UTF-8, which {key!r} is not; rename it", key=key)
+        Problem(f"safetensors holds names that are UTF-8, which {quoted(key)} is not; rename it", key=key)
         for key in ckpt
         if not _is_utf8(key)
     ]
@@ -177,7 +199,8 @@ def problems(ckpt: Checkpoint) -> list[Problem]:
         if ref.quantizer is not None:
             found += [
                 Problem(
-                    f"{key!r} is quantised, and safetensors needs the name {name!r} for its scale; rename it", key=key
+                    f"{quoted(key)} is quantised, and safetensors needs the name {name!r} for its scale; rename it",
+                    key=key,
                 )
                 for name in (f"{key}.{part}" for part in _parameters(ref.quantizer))
                 if name in ckpt

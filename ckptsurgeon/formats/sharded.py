@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from ckptsurgeon.checkpoint import Checkpoint
-from ckptsurgeon.errors import MOST_SHOWN, InputError, LimitError
+from ckptsurgeon.errors import MOST_SHOWN, InputError, LimitError, brief, quoted
 from ckptsurgeon.formats import _json, sidefile
 from ckptsurgeon.formats._aliases import restored
 from ckptsurgeon.formats._document import Document
@@ -94,7 +94,7 @@ def read_index(probe: Probe) -> Index:
         raise InputError("is JSON text, no checkpoint: an index of shards has a `weight_map`", path=file.path)
     for key, name in weight_map.items():
         if not isinstance(name, str) or not is_inside(name):
-            raise InputError(f"names {name!r}, which is no file in its own folder", path=file.path, key=key)
+            raise InputError(f"names {quoted(name)}, which is no file in its own folder", path=file.path, key=key)
     metadata = found.get("metadata")
     return Index(file.path, weight_map, metadata if isinstance(metadata, dict) else {}, text, interrupted)
 
@@ -134,7 +134,7 @@ class _Assembled:
         self.interrupted += document.interrupted
         for key, ref in ckpt.items():
             if key in self.tensors:
-                self.wrong.append((key, f"{key!r} stands in {self.shard_of[key]} and in {name}"))
+                self.wrong.append((key, f"{quoted(key)} stands in {brief(self.shard_of[key])} and in {brief(name)}"))
             else:
                 self.tensors[key], self.shard_of[key] = ref, name
         self.metadata = {**ckpt.metadata, **self.metadata}
@@ -146,8 +146,8 @@ class _Assembled:
         for key, name in index.weight_map.items():
             if key not in self.shards[name]:
                 where = self.shard_of.get(key)
-                found = f"it is in {where}" if where else "no shard has it"
-                self.wrong.append((key, f"the index says that {key!r} is in {name}, but {found}"))
+                found = f"it is in {brief(where)}" if where else "no shard has it"
+                self.wrong.append((key, f"the index says that {quoted(key)} is in {brief(name)}, but {found}"))
         self.order(list(index.weight_map))
         texts = {k: v for k, v in index.metadata.items() if k not in _OWN and isinstance(v, str)}
         self.metadata = {**texts, **self.metadata}
@@ -221,7 +221,7 @@ def _of_another_dtype(index: Index, shards: Mapping[str, Checkpoint]) -> tuple[s
             if other != size and have + numel_here * (other - size) == total:
                 return (
                     key,
-                    f"{_listed(names)} holds {key!r} as {dtype}, {size} bytes each, but the index counts {other}",
+                    f"{_listed(names)} holds {quoted(key)} as {dtype}, {size} bytes each, but the index counts {other}",
                 )
     return None
 
@@ -330,4 +330,4 @@ def _shards(names: list[str]) -> str:
 
 def _listed(names: list[str]) -> str:
     more = len(names) - MOST_SHOWN
-    return ", ".join(names[:MOST_SHOWN]) + (f" and {more} more" if more > 0 else "")
+    return ", ".join(map(brief, names[:MOST_SHOWN])) + (f" and {more} more" if more > 0 else "")

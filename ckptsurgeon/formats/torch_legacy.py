@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ckptsurgeon.dtypes import DType
-from ckptsurgeon.errors import InputError, LimitError
+from ckptsurgeon.errors import InputError, LimitError, quoted
 from ckptsurgeon.evaluate import read_exactly
 from ckptsurgeon.formats import _pickle, _tree
 from ckptsurgeon.formats._document import Document
@@ -60,7 +60,7 @@ def _parse(file: File, descriptor: int, data: bytes, limits: Limits) -> Any:
     _, at = _pickle.loads(data, limits=limits)
     protocol, at = _pickle.loads(data, start=at, limits=limits)
     if protocol != _PROTOCOL:
-        raise BadPickle(f"protocol {protocol!r} of torch's legacy format is not known")
+        raise BadPickle(f"protocol {quoted(protocol)} of torch's legacy format is not known")
     _, start = _pickle.loads(data, start=at, limits=limits)
     sizes: dict[str, tuple[int, DType]] = {}
 
@@ -68,7 +68,7 @@ def _parse(file: File, descriptor: int, data: bytes, limits: Limits) -> Any:
         nbytes = elements * dtype.itemsize
         known = sizes.setdefault(key, (elements, dtype))
         if known[0] * known[1].itemsize != nbytes:
-            raise BadRecord(f"the storage {key!r} has {known[0]} elements in one place and {elements} in another")
+            raise BadRecord(f"the storage {quoted(key)} has {known[0]} elements in one place and {elements} in another")
         return Storage(file, 0, nbytes, dtype, device, record=Record(key, 0, nbytes))
 
     tree, at = _load(data, start, note, limits)
@@ -82,7 +82,7 @@ def _parse(file: File, descriptor: int, data: bytes, limits: Limits) -> Any:
 
     def place(key: str, dtype: DType, elements: int, device: str) -> Storage:
         if key not in offsets:
-            raise BadRecord(f"the storage {key!r} is missing from the file")
+            raise BadRecord(f"the storage {quoted(key)} is missing from the file")
         nbytes = elements * dtype.itemsize
         record = Record(f"storage {key}", offsets[key], nbytes)
         return Storage(file, offsets[key], nbytes, dtype, device, record=record)
@@ -123,17 +123,17 @@ def _storages(file: File, descriptor: int, keys: Any, at: int, sizes: dict[str, 
     offsets: dict[str, int] = {}
     for key in keys:
         if key not in sizes:
-            raise BadPickle(f"the storage {key!r} belongs to no tensor")
+            raise BadPickle(f"the storage {quoted(key)} belongs to no tensor")
         elements, dtype = sizes[key]
         if at + 8 > file.size:
-            raise _BadStorage(key, f"truncated: the file ends before the storage {key!r}")
+            raise _BadStorage(key, f"truncated: the file ends before the storage {quoted(key)}")
         written = int.from_bytes(read_exactly(descriptor, 8, at, file.path), "little", signed=True)
         if written != elements:
-            raise _BadStorage(key, f"the storage {key!r} has {written} elements, the pickle says {elements}")
+            raise _BadStorage(key, f"the storage {quoted(key)} has {written} elements, the pickle says {elements}")
         offsets[key] = at + 8
         at += 8 + elements * dtype.itemsize
         if at > file.size:
-            raise _BadStorage(key, f"truncated: the storage {key!r} ends at byte {at}, the file at {file.size}")
+            raise _BadStorage(key, f"truncated: the storage {quoted(key)} ends at byte {at}, the file at {file.size}")
     if at != file.size:
         raise BadPickle(f"{file.size - at} bytes follow the last storage")
     return offsets

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from ckptsurgeon.errors import InputError
+from ckptsurgeon.errors import InputError, quoted
 from ckptsurgeon.formats import _archive, _scripted
 from ckptsurgeon.formats._document import Document
 from ckptsurgeon.formats._plain import BadRecord
@@ -84,7 +84,7 @@ class _Scripts:
     def _pickled(self, key: str, what: str) -> Any:
         name = f"{self.root}.data/ts_code/{key}/{what}.pkl"
         if name not in self.probe.members:
-            raise BadRecord(f"the script module {key!r} is missing from the archive")
+            raise BadRecord(f"the script module {quoted(key)} is missing from the archive")
         order = _archive.byteorder(self.probe, self.root)
         locate = _archive.locator(self.probe, lambda storage: f"{self.root}.data/{storage}", order)
         known = _scripted.builders(self.probe.limits)
@@ -105,6 +105,8 @@ def _with_reduced(load: Callable[[Any], Any], scripts: _Scripts) -> Callable[[An
             raise BadRecord(f"a persistent id of the kind {pid[0]!r} that torch does not write")
         if len(pid) == 3 or type(pid[1]) is not int:
             return _made(pid[-2], pid[-1], scripts)
+        if not 0 <= pid[1] < 1 << 61:
+            raise BadRecord(f"an object has the number {quoted(pid[1])}")
         if pid[1] not in made:
             made[pid[1]] = _made(pid[-2], pid[-1], scripts)
         return made[pid[1]]

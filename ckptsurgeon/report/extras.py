@@ -10,12 +10,14 @@ from ckptsurgeon.checkpoint import Checkpoint
 from ckptsurgeon.formats import Document
 from ckptsurgeon.inert import Opaque
 from ckptsurgeon.report import tree as trees
-from ckptsurgeon.report._text import shown
+from ckptsurgeon.report._text import short, shown
 from ckptsurgeon.tensor import TensorRef
 
 SCHEMA = "ckptsurgeon.extras/1"
 _DEEPEST = 100
 _MOST = 1_000_000
+_CHARACTERS = 1 << 26
+"""Of all texts and names together: one may stand in many places."""
 _LONGEST_INT = 1024
 
 
@@ -54,11 +56,15 @@ class _Plain:
     def __init__(self) -> None:
         self.above: set[int] = set()
         self.count = 0
+        self.characters = _CHARACTERS
 
     def value(self, value: Any, depth: int) -> Any:
         if isinstance(value, int) and value.bit_length() > _LONGEST_INT:
             return {"int": f"{value.bit_length()} bits"}
-        if value is None or isinstance(value, bool | int | str):
+        if isinstance(value, str):
+            self.characters -= len(value)
+            return value if self.characters >= 0 else {"str": len(value)}
+        if value is None or isinstance(value, bool | int):
             return value
         if isinstance(value, float):
             return value if math.isfinite(value) else {"float": str(value)}
@@ -85,13 +91,16 @@ class _Plain:
         if isinstance(value, list | tuple):
             return [self.value(member, depth) for member in value]
         if isinstance(value, set | frozenset):
-            return [self.value(member, depth) for member in sorted(value, key=repr)]
+            return [self.value(member, depth) for member in sorted(value, key=short)]
         if isinstance(value, Opaque):
             return self.record(value, depth)
         return {"object": type(value).__name__}
 
     def mapping(self, value: dict[Any, Any], depth: int) -> Any:
-        names = [key if isinstance(key, str) else str(key) for key in value]
+        names = [key if isinstance(key, str) else short(key) for key in value]
+        self.characters -= sum(map(len, names))
+        if self.characters < 0:
+            return {"omitted": "it is too large"}
         if len(set(names)) == len(names):
             return {name: self.value(member, depth) for name, member in zip(names, value.values(), strict=True)}
         return {"pairs": [[self.value(key, depth), self.value(member, depth)] for key, member in value.items()]}

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ckptsurgeon import formats
 from ckptsurgeon.checkpoint import Checkpoint
 from ckptsurgeon.formats import Document
-from ckptsurgeon.report._text import columns, plural, shown, size
+from ckptsurgeon.report._text import WIDEST, brief, columns, plural, shown, size
 from ckptsurgeon.sources import Absent
 from ckptsurgeon.tensor import Quantizer, TensorRef, TensorSpec
 
@@ -65,7 +65,7 @@ def _rows(ckpt: Checkpoint, keys: list[str], stats: Mapping[str, Stats] | None) 
         numbers.append(rest.setdefault(cells, len(rest)))
     tails = columns(list(rest), right=frozenset(range(2, len(head) - 1)))
     names = [shown(key) or "''" for key in keys]
-    width = max(len("key"), max(map(len, names)))
+    width = min(WIDEST, max(len("key"), max(map(len, names))))
     for name, number in zip(("key", *names), (0, *numbers), strict=True):
         yield f"{name:{width}}  {tails[number]}"
 
@@ -116,7 +116,7 @@ def _summary(ckpt: Checkpoint) -> list[str]:
         held = f" ({plural(len(others), 'tensor')}, {size(sum(ref.nbytes for ref in others))})" if others else ""
         lines.append(f"extras: {shown(formats.summary(ckpt.extras))}{held}")
     if ckpt.metadata:
-        shown_metadata = ", ".join(f"{key}={value[:60]}" for key, value in list(ckpt.metadata.items())[:8])
+        shown_metadata = ", ".join(f"{brief(key)}={value[:60]}" for key, value in list(ckpt.metadata.items())[:8])
         lines.append(f"metadata: {shown(shown_metadata)}")
     return lines
 

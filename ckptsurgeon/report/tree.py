@@ -12,13 +12,15 @@ from typing import Any
 from ckptsurgeon import formats
 from ckptsurgeon.formats import Document
 from ckptsurgeon.inert import Opaque, children
-from ckptsurgeon.report._text import plural, shown, size
+from ckptsurgeon.report._text import brief, plural, short, shown, size
 from ckptsurgeon.report.grouping import ranges
 from ckptsurgeon.tensor import TensorRef
 
 SCHEMA = "ckptsurgeon.tree/1"
 _WIDEST = 60
 _DEEPEST = 60
+_CHARACTERS = 1 << 26
+"""Of all names together: one key may stand in many places."""
 
 
 @dataclass
@@ -57,9 +59,14 @@ class _Builder:
     def __init__(self) -> None:
         self.above: set[int] = set()
         self.lines = 0
+        self.characters = _CHARACTERS
+        self.dull: set[int] = set()
 
     def node(self, name: str, value: Any, depth: int) -> Node:
         self.lines += 1
+        self.characters -= len(name)
+        if self.characters < 0:
+            return Node("…", "… (the names have too many characters)")
         if isinstance(value, TensorRef):
             return Node(name, _tensor(value), nbytes=value.nbytes, tensors=1)
         ref = formats.tensor_of(value, arrays=True)
@@ -71,7 +78,7 @@ class _Builder:
             return Node(name, "… (shown above, or too deep)")
         self.above.add(id(value))
         made = Node(name, "")
-        if not isinstance(value, list | tuple | set) or any(_interesting(member) for member in value):
+        if self.is_worth(value):
             made.children = self.members(value, depth)
         made.children = _merged(made.children)
         made.nbytes = sum(child.nbytes for child in made.children)
@@ -80,11 +87,22 @@ class _Builder:
         self.above.discard(id(value))
         return made
 
+    def is_worth(self, value: Any) -> bool:
+        """Whether the members of a container are shown in lines of their own; of a long list that is looked up once."""
+        if not isinstance(value, list | tuple):
+            return True
+        if id(value) in self.dull:
+            return False
+        found = any(_interesting(member) for member in value)
+        if not found:
+            self.dull.add(id(value))
+        return found
+
     def members(self, value: Any, depth: int) -> list[Node]:
         nested: dict[str, Any] = {}
         if isinstance(value, dict) and all(isinstance(key, str) for key in value) and _is_state(value):
             for key, member in value.items():
-                _nest(nested, key.split("."), member)
+                _nest(nested, key.split(".", _DEEPEST), member)
             return [self.branch(name, member, depth + 1) for name, member in nested.items()]
         return [self.node(str(step), member, depth + 1) for step, member in children(value)]
 
@@ -139,16 +157,13 @@ def _tensor(ref: TensorRef) -> str:
 
 
 def _scalar(value: Any) -> str:
-    try:
-        text = repr(value) if not isinstance(value, int) or value.bit_length() < 1000 else f"{value.bit_length()} bits"
-    except ValueError:  # an int in it has more digits than Python writes
-        text = f"of {len(value)}"
+    text = short(value)
     return f"{type(value).__name__} {shown(text if len(text) <= _WIDEST else text[:_WIDEST] + '…')}"
 
 
 def _container(value: Any, made: Node) -> str:
     if isinstance(value, Opaque):
-        text = f"{shown(value.name)} (not imported)" if value.args is not None else shown(value.name)
+        text = f"{shown(brief(value.name))} (not imported)" if value.args is not None else shown(brief(value.name))
     else:
         text = f"{type(value).__name__} of {len(value)}"
         if not made.children and value and not isinstance(value, dict):
@@ -189,7 +204,7 @@ def _draw(node: Node, indent: str, lines: list[str], limit: int | None) -> None:
     for at, child in enumerate(map(_chained, kept)):
         last = at == len(kept) - 1 and not more
         lines.append(
-            f"{indent}{'└── ' if last else '├── '}{shown(child.name)}{'  ' + child.text if child.text else ''}"
+            f"{indent}{'└── ' if last else '├── '}{shown(brief(child.name))}{'  ' + child.text if child.text else ''}"
         )
         _draw(child, indent + ("    " if last else "│   "), lines, limit)
     if more:

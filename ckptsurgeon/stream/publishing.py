@@ -204,4 +204,6 @@ def _staged(folder: str, name: Any) -> str:
     first, *rest = str(name).split("/")
     if not staging.is_staged(first) or len(rest) > 1 or not all(part.endswith(".part") for part in rest):
         raise ValueError(f"{name!r} is no staged file")
+    if rest and os.path.islink(os.path.join(folder, first)):
+        raise ValueError(f"{name!r} lies behind a link")
     return os.path.join(folder, first, *rest)
