@@ -14,6 +14,7 @@ _WORDS = {
     errno.EDQUOT: "the quota is used up",
     errno.EFBIG: "the file grows too large",
     errno.ELOOP: "is a link",
+    errno.ENOTEMPTY: "exists; --force replaces it",
 }
 
 
@@ -36,9 +37,13 @@ def put(descriptor: int, data: bytes | memoryview, offset: int) -> None:
 
 
 def sync_folder(path: str) -> None:
-    """What was renamed and removed in a folder is on the disk when this returns."""
+    """What was renamed and removed in a folder is on the disk when this returns, or the file system has no such
+    thing to offer (some that lie on a network)."""
     folder = os.open(path or ".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(folder)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
     finally:
         os.close(folder)

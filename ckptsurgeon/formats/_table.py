@@ -170,6 +170,6 @@ def _open(path: str) -> int:
             raise InputError("is no regular file", path=path)
         return os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except FileNotFoundError:
-        raise InputError("no such file", path=path) from None
+        raise _folder.unfinished(path) or InputError("no such file", path=path) from None
     except (OSError, ValueError) as error:
         raise InputError(f"cannot be opened: {getattr(error, 'strerror', None) or error}", path=path) from None
