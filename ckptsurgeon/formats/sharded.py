@@ -10,7 +10,7 @@ import json
 import os
 import re
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -20,7 +20,7 @@ from ckptsurgeon.formats import _json, sidefile
 from ckptsurgeon.formats._aliases import restored
 from ckptsurgeon.formats._document import Document
 from ckptsurgeon.formats._probe import Probe
-from ckptsurgeon.sources import Extent
+from ckptsurgeon.sources import Extent, File
 from ckptsurgeon.tensor import TensorRef
 
 SAFETENSORS, TORCH_ZIP = "sharded-safetensors", "sharded-torch-zip"
@@ -48,7 +48,26 @@ def sniff(probe: Probe) -> bool:
 
 
 def read(probe: Probe, open_shard: Open) -> Document:
-    """The tensors of all shards that the index names; InputError where they disagree."""
+    """The tensors of all shards that the index names; InputError where they disagree, or change meanwhile."""
+    try:
+        made = _read(probe, open_shard)
+    except InputError:
+        _check_same([probe.file])
+        raise
+    return made
+
+
+def _check_same(files: Iterable[File]) -> None:
+    """InputError when one of the files is not what it was: then all of them may be of another output."""
+    for file in files:
+        try:
+            file.check()
+        except InputError as error:
+            error.cause = "changed while it was opened"
+            raise
+
+
+def _read(probe: Probe, open_shard: Open) -> Document:
     index, file = read_index(probe), probe.file
     folder = os.path.dirname(file.path)
     names = sorted(set(index.weight_map.values()))
@@ -69,6 +88,7 @@ def read(probe: Probe, open_shard: Open) -> Document:
     for name in names:
         made.add(name, _state(open_shard, os.path.join(folder, name)))
     made.compare(index)
+    _check_same([*made.files(), file])
     return made.document()
 
 
@@ -193,6 +213,15 @@ class _Assembled:
         interrupted = tuple(dict.fromkeys(self.interrupted))
         return Document(self.path, format, root, metadata, None, self.paths(), tuple(self.remarks), interrupted)
 
+    def files(self) -> Iterator[File]:
+        """The shards as they were when their headers were read, those that hold anything."""
+        for ckpt in self.shards.values():
+            for ref in ckpt.values():
+                extent = next(iter(ref.extents()), None)
+                if extent is not None:
+                    yield extent.file
+                    break
+
     def paths(self) -> tuple[str, ...]:
         """The shards' paths."""
         folder = self.path if os.path.isdir(self.path) else os.path.dirname(self.path)
@@ -248,6 +277,7 @@ def unindexed(path: str, names: Iterable[str], open_shard: Open) -> Document:
     for name in names:
         made.add(name, _state(open_shard, os.path.join(path, name)))
     made.fail()
+    _check_same(made.files())
     return made.document()
 
 

@@ -40,7 +40,9 @@ def _recover(path: str) -> tuple[str, ...]:
         path = index
     if not any(map(os.path.lexists, _traces(path))):
         return ()
-    with disk.locked(path) as lock:
+    with formats.probe(path) as probe:
+        is_index = not safetensors.sniff(probe)
+    with disk.locked(path, is_index) as lock:
         return mend(path, lock)
 
 

@@ -18,7 +18,7 @@ from typing import Any
 from ckptsurgeon.errors import InputError, OutputError
 from ckptsurgeon.formats import JOURNAL
 from ckptsurgeon.stream import staging
-from ckptsurgeon.writing import failures, put, sync_folder
+from ckptsurgeon.writing import alone, failures, put, sync_folder
 
 _MOST = 64 << 20
 _PLACED = "the new file is in its place, whole, and a power failure may undo that"
@@ -46,13 +46,26 @@ def publish(moves: Moves, force: bool, kin: Kin) -> None:
 
     With `force` the older `kin` are gone then.  Without `kin` nobody looks into the folder yet.
     """
-    beside, place, path = moves[-1]
-    folder = os.path.dirname(place)
-    old = kin_in(folder, kin) if force else []
-    if kin is no_kin or (len(moves) == 1 and not set(old) - {os.path.basename(place)}):
+    if kin is no_kin:
         for beside, place, path in moves:
             _publish_alone(beside, place, path, force)
         return
+    _, place, path = moves[-1]
+    folder = os.path.dirname(place)
+    with alone(folder, path):
+        _recover(folder, os.path.basename(place), path, kin)  # of a run that was killed since this one began
+        old = kin_in(folder, kin)
+        if old and not force:
+            raise OutputError(path, f"another run wrote {old[0]} there in the meantime; --force replaces it")
+        if len(moves) == 1 and not set(old) - {os.path.basename(place)}:
+            _publish_alone(*moves[0], force)
+        else:
+            _publish_together(moves, force, old)
+
+
+def _publish_together(moves: Moves, force: bool, old: Iterable[str]) -> None:
+    beside, place, path = moves[-1]
+    folder = os.path.dirname(place)
     held = os.path.dirname(beside)  # the folder of what is staged, which takes what was there too
     aside = {os.path.join(folder, name): os.path.join(held, f"{staging.OLD}{name}.part") for name in old}
     listed = journal(place)
@@ -185,16 +198,26 @@ def recover(path: str, kin: Kin) -> tuple[str, ...]:
     Raises InputError when its journal cannot be understood, OutputError when that run is still alive.
     """
     folder = os.path.realpath(os.path.dirname(path))
+    if not _begun(folder, os.path.basename(path), kin):
+        return ()
+    with alone(folder, path):
+        return _recover(folder, os.path.basename(path), path, kin)
+
+
+def _recover(folder: str, base: str, path: str, kin: Kin) -> tuple[str, ...]:
+    found = _begun(folder, base, kin)
+    for name in found:
+        _carry_on(folder, journal(os.path.join(folder, name)), path)
+    return tuple(found)
+
+
+def _begun(folder: str, base: str, kin: Kin) -> list[str]:
+    """The outputs in a folder for which there is a journal."""
     try:
         names = sorted(os.listdir(folder))
     except OSError:
-        return ()  # the writer says it
-    done = []
-    for found in map(JOURNAL.fullmatch, names):
-        if found is not None and (found[1] == os.path.basename(path) or kin(found[1])):
-            _carry_on(folder, os.path.join(folder, found[0]), path)
-            done.append(found[1])
-    return tuple(done)
+        return []  # the writer says it
+    return [found[1] for found in map(JOURNAL.fullmatch, names) if found and (found[1] == base or kin(found[1]))]
 
 
 def _carry_on(folder: str, journal: str, path: str) -> None:

@@ -48,7 +48,10 @@ def create_folder(place: str) -> tuple[str, int]:
         path = beside(place)
         with _gone_if_it_fails(path, os.rmdir):
             os.mkdir(path)
-            descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            except FileNotFoundError:
+                continue
             if _locked(path, descriptor):
                 return path, descriptor
         os.close(descriptor)
@@ -66,9 +69,14 @@ def _gone_if_it_fails(path: str, remove: Callable[[str], None]) -> Iterator[None
 
 
 def _locked(path: str, descriptor: int) -> bool:
-    """Take the lock; False when the path leads elsewhere by now.  File systems without locks do without."""
-    with contextlib.suppress(OSError):
+    """Take the lock; False when another run is just about to sweep it away, or has done so.  File systems without
+    locks do without."""
+    try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        pass
     try:
         return os.path.samestat(os.stat(path), os.fstat(descriptor))
     except FileNotFoundError:
