@@ -93,7 +93,7 @@ def inspect(path: str | os.PathLike[str], limits: Limits = DEFAULT) -> Document:
     Raises InputError when the file is missing, damaged, or of no known kind.
     """
     name = os.fsdecode(path)
-    with _uncollected():
+    with _uncollected(), _readable(name):
         if os.path.isdir(name):
             return _folder.read(name, lambda inner: inspect(inner, limits))
         return _inspect(name, limits)
@@ -117,18 +117,23 @@ def _inspect(name: str, limits: Limits, *, is_shard: bool = False) -> Document:
     """A file; a shard is never an index, which could name itself and have no end."""
     descriptor = _open(name)
     try:
-        probe = Probe.of(File.of(name, os.fstat(descriptor)), descriptor, limits)
-        for format in FORMATS:
-            if format.sniff(probe):
-                if is_shard and format.shards:
-                    raise sharded.nested(name)
-                return format.read(probe)
-        from ckptsurgeon.formats import _foreign  # and the decompressors that only it needs
-
-        cause, hint = _foreign.describe(probe)
-        raise InputError(cause, path=name, hint=hint or f"readable are {_kinds()}")
+        with _readable(name):
+            return _read(name, descriptor, limits, is_shard)
     finally:
         os.close(descriptor)
+
+
+def _read(name: str, descriptor: int, limits: Limits, is_shard: bool) -> Document:
+    probe = Probe.of(File.of(name, os.fstat(descriptor)), descriptor, limits)
+    for format in FORMATS:
+        if format.sniff(probe):
+            if is_shard and format.shards:
+                raise sharded.nested(name)
+            return format.read(probe)
+    from ckptsurgeon.formats import _foreign  # and the decompressors that only it needs
+
+    cause, hint = _foreign.describe(probe)
+    raise InputError(cause, path=name, hint=hint or f"readable are {_kinds()}")
 
 
 @contextlib.contextmanager
@@ -136,9 +141,20 @@ def probe(path: str, limits: Limits = DEFAULT) -> Iterator[Probe]:
     """A file as its format sees it, open for as long as the context lasts; InputError."""
     descriptor = _open(path)
     try:
-        yield Probe.of(File.of(path, os.fstat(descriptor)), descriptor, limits)
+        with _readable(path):
+            opened = Probe.of(File.of(path, os.fstat(descriptor)), descriptor, limits)
+        yield opened
     finally:
         os.close(descriptor)
+
+
+@contextlib.contextmanager
+def _readable(path: str) -> Iterator[None]:
+    """What the system refuses while a header is read becomes an InputError about `path`."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"cannot be read: {error.strerror or error}", path=path) from error
 
 
 def members(path: str, limits: Limits = DEFAULT) -> list[Extent]:

@@ -37,7 +37,7 @@ def kin_in(folder: str, kin: Kin) -> list[str]:
     """The names in a folder that belong to an earlier output."""
     if kin is no_kin:
         return []
-    with os.scandir(folder) as entries:
+    with failures(folder), os.scandir(folder) as entries:
         return sorted(entry.name for entry in entries if kin(entry.name) and (entry.is_file() or entry.is_symlink()))
 
 
@@ -91,7 +91,8 @@ def _publish_together(moves: Moves, force: bool, old: Iterable[str]) -> None:
 
 def _publish_alone(beside: str, place: str, path: str, force: bool) -> None:
     """One file, by one rename; what did not replace another one is taken back when it cannot be synced."""
-    made, fresh = os.stat(beside), not os.path.lexists(place)
+    with failures(path):
+        made, fresh = os.stat(beside), not os.path.lexists(place)
     try:
         with failures(path):
             _move(beside, place, path, force)
