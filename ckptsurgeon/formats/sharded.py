@@ -32,14 +32,15 @@ Open = Callable[[str], Document]
 
 @dataclass(frozen=True)
 class Index:
-    """What an `index.json` says: key → file name, and its own metadata; its whole `text`, and what of an in-place
-    change was `interrupted`."""
+    """What an `index.json` says: key → file name, and its own metadata; its whole `text`, what of an in-place
+    change was `interrupted`, and the `phase` and run of that change."""
 
     path: str
     weight_map: Mapping[str, str]
     metadata: Mapping[str, Any]
     text: bytes = b""
     interrupted: tuple[str, ...] = ()
+    phase: tuple[str, str] | None = None
 
 
 def sniff(probe: Probe) -> bool:
@@ -49,12 +50,26 @@ def sniff(probe: Probe) -> bool:
 
 def read(probe: Probe, open_shard: Open) -> Document:
     """The tensors of all shards that the index names; InputError where they disagree, or change meanwhile."""
+    index = read_index(probe)
     try:
-        made = _read(probe, open_shard)
+        made = _read(probe, index, open_shard)
     except InputError:
         _check_same([probe.file])
+        _check_phase(probe, index)
         raise
-    return made
+    _check_same([*made.files(), probe.file])
+    _check_phase(probe, index)
+    return made.document()
+
+
+def _check_phase(probe: Probe, index: Index) -> None:
+    """InputError when an in-place change of the set began, or came to its turning point, since its index was read."""
+    if _phase(sidefile.of_index(probe.file.path, probe.read(probe.file.size, 0), probe.limits)) != index.phase:
+        raise InputError("changed while it was opened", path=probe.file.path, hint="try it again")
+
+
+def _phase(pending: sidefile.Pending | None) -> tuple[str, str] | None:
+    return None if pending is None else (pending.state, "" if pending.side is None else pending.side.run)
 
 
 def _check_same(files: Iterable[File]) -> None:
@@ -67,8 +82,8 @@ def _check_same(files: Iterable[File]) -> None:
             raise
 
 
-def _read(probe: Probe, open_shard: Open) -> Document:
-    index, file = read_index(probe), probe.file
+def _read(probe: Probe, index: Index, open_shard: Open) -> _Assembled:
+    file = probe.file
     folder = os.path.dirname(file.path)
     names = sorted(set(index.weight_map.values()))
     if not names:
@@ -88,8 +103,7 @@ def _read(probe: Probe, open_shard: Open) -> Document:
     for name in names:
         made.add(name, _state(open_shard, os.path.join(folder, name)))
     made.compare(index)
-    _check_same([*made.files(), file])
-    return made.document()
+    return made
 
 
 def read_index(probe: Probe) -> Index:
@@ -115,7 +129,9 @@ def read_index(probe: Probe) -> Index:
         if not isinstance(name, str) or not _is_inside(name):
             raise InputError(f"names {name!r}, which is no file in its own folder", path=file.path, key=key)
     metadata = found.get("metadata")
-    return Index(file.path, weight_map, metadata if isinstance(metadata, dict) else {}, text, interrupted)
+    return Index(
+        file.path, weight_map, metadata if isinstance(metadata, dict) else {}, text, interrupted, _phase(pending)
+    )
 
 
 def _is_inside(name: str) -> bool:
