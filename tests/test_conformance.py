@@ -341,6 +341,24 @@ OFTEN_LACKING = {"complex32", "float4_e2m1fn_x2", "float8_e8m0fnu", "float8_e4m3
 """Newer than some writers."""
 
 
+def test_a_file_cut_wherever_something_begins_or_ends_in_it_is_an_error(kind: Kind) -> None:
+    """At every mark of its structure: nothing of it is taken for a whole one."""
+    path = made(kind, kind.holding(small()))
+    parts, tried = files(path), 0
+    for file in parts:
+        raw = file.read_bytes()
+        whole = len(raw) - (1 if file.suffix == ".json" and raw.endswith(b"\n") else kind.slack(raw))
+        for cut in cuts(raw, 1000 // len(parts)):
+            if cut < whole:
+                file.write_bytes(raw[:cut])
+                with pytest.raises(cs.InputError) as caught:
+                    cs.open(path)
+                assert str(caught.value).startswith(f"{file}: "), f"cut at {cut} of {len(raw)}"
+                tried += 1
+        file.write_bytes(raw)
+    assert tried > 100
+
+
 def test_a_header_with_any_byte_changed_is_an_error_that_names_the_file_or_read(kind: Kind) -> None:
     """Bytes of the header flipped, and numbers of eight bytes in it made huge: no crash, no hang, no memory."""
     state = kind.holding(small())
