@@ -49,7 +49,10 @@ class DType:
 
     @property
     def swap_unit(self) -> int:
-        """Bytes that a change of byte order turns around: half an element for complex types."""
+        """Bytes that a change of byte order turns around: half an element for complex types, and none where elements
+        share a byte."""
+        if self.bits < 8:
+            return 1
         return self.itemsize // 2 if self.kind == "complex" else self.itemsize
 
     def __str__(self) -> str:

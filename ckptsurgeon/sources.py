@@ -40,11 +40,15 @@ class File:
 
     def open(self) -> int:
         """A read-only descriptor; InputError when the file is gone or is no longer the same."""
+        descriptor = -1
         try:
             descriptor = os.open(self.path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+            same = File.of(self.path, os.fstat(descriptor)) == self
         except OSError as error:
+            if descriptor >= 0:
+                os.close(descriptor)
             raise InputError(f"cannot be read: {error.strerror}", path=self.path) from error
-        if File.of(self.path, os.fstat(descriptor)) != self:
+        if not same:
             os.close(descriptor)
             raise InputError("changed since it was opened", path=self.path, hint="open it again")
         return descriptor

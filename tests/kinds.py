@@ -361,7 +361,9 @@ KINDS: dict[str, Kind] = {
         "torch-legacy", extras=True, header=1_100_000,
     ),
     "tar": Kind(_tar, "torch-tar", holds=EARLIEST, versions=False, header=1_100_000, slack=_padding),
-    "script": Kind(_script, "torchscript", versions=False, order=_script_order),
+    "script": Kind(
+        _script, "torchscript", lacks=frozenset({torch.float4_e2m1fn_x2}), versions=False, order=_script_order
+    ),
     "package": Kind(_package, "torch-package"),
     "safetensors": Kind(
         _safetensors, "safetensors", lacks=WIDEST,

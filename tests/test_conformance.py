@@ -6,6 +6,7 @@ import itertools
 import os
 import random
 import re
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -17,6 +18,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import leftovers
+from faulty import tree
 from helpers import assert_same_tensors, bits
 from hypothesis import given, reject, settings
 from kinds import KINDS, CannotHold, Kind, State, bundle, files
@@ -288,3 +290,124 @@ def test_memory_stays_flat_while_converting(name: str) -> None:
     got = loaded(out)
     assert torch.equal(got["t.w"][5, :3], torch.tensor([5, 4101, 8197], dtype=torch.int32))
     assert bits(got["l13.w"]).view(torch.int32).unique().tolist() == [13]
+
+
+# -- every dtype, every byte of a header, every machine -----------------------------------------
+
+_NUMBERS = (
+    "bool uint8 int8 uint16 int16 uint32 int32 uint64 int64 float16 bfloat16 float32 float64 complex32 complex64 "
+    "complex128 float8_e4m3fn float8_e4m3fnuz float8_e5m2 float8_e5m2fnuz float8_e8m0fnu float4_e2m1fn_x2"
+)
+"""All that lies in a file as whole bytes, two numbers of four bits in one among them."""
+
+
+def numbers_of(name: str) -> torch.Tensor:
+    """Many patterns of bits; of truth values only the two that there are."""
+    dtype = getattr(torch, name)
+    raw = (torch.arange(dtype.itemsize * 16, dtype=torch.int32) * 7).to(torch.uint8)
+    return (raw & 1).bool() if dtype is torch.bool else raw.view(dtype)
+
+
+@pytest.mark.filterwarnings("ignore:ComplexHalf support is experimental:UserWarning")
+def test_every_dtype_is_read_and_written_bit_for_bit(kind: Kind) -> None:
+    """Whatever the writer of a kind, which is not ours, is able to write; what safetensors has no name for is named."""
+    state: OrderedDict[str, torch.Tensor] = OrderedDict()
+    for name in _NUMBERS.split():
+        if not kind.can_hold(getattr(torch, name)):
+            continue
+        one = {f"w.t_{name}": numbers_of(name)}
+        try:
+            made(kind, one)
+        except (KeyError, AttributeError, cs.PlanError, RuntimeError, ValueError):
+            assert name in OFTEN_LACKING, name
+            continue
+        state.update(one)
+    assert len(state) >= (8 if kind.holds is not None else 14)
+    path = made(kind, state)
+    want = in_order(kind, state, path)
+    assert_same_tensors(cs.open(path), want)
+    cs.convert(path, "out.pth")
+    assert_same_tensors(cs.open("out.pth"), want)
+    for key in ("w.t_complex32", "w.t_complex128"):
+        if want.pop(key, None) is not None:
+            with pytest.raises(cs.PlanError, match=re.escape(key)):
+                cs.convert(path, "refused.safetensors")
+    cs.remap("out.pth", "out.safetensors", ["drop complex(32|128)$"], allow_unused=True)
+    assert_same_tensors(cs.open("out.safetensors"), want)
+
+
+OFTEN_LACKING = {"complex32", "float4_e2m1fn_x2", "float8_e8m0fnu", "float8_e4m3fnuz", "float8_e5m2fnuz", "uint16",
+                 "uint32", "uint64", "float8_e4m3fn", "float8_e5m2"}  # fmt: skip
+"""Newer than some writers."""
+
+
+def test_a_file_cut_wherever_something_begins_or_ends_in_it_is_an_error(kind: Kind) -> None:
+    """At every mark of its structure: nothing of it is taken for a whole one."""
+    path = made(kind, kind.holding(small()))
+    parts, tried = files(path), 0
+    for file in parts:
+        raw = file.read_bytes()
+        whole = len(raw) - (1 if file.suffix == ".json" and raw.endswith(b"\n") else kind.slack(raw))
+        for cut in cuts(raw, 1000 // len(parts)):
+            if cut < whole:
+                file.write_bytes(raw[:cut])
+                with pytest.raises(cs.InputError) as caught:
+                    cs.open(path)
+                assert str(caught.value).startswith(f"{file}: "), f"cut at {cut} of {len(raw)}"
+                tried += 1
+        file.write_bytes(raw)
+    assert tried > 100
+
+
+def test_a_header_with_any_byte_changed_is_an_error_that_names_the_file_or_read(kind: Kind) -> None:
+    """Bytes of the header flipped, and numbers of eight bytes in it made huge: no crash, no hang, no memory."""
+    state = kind.holding(small())
+    path = made(kind, state)
+    chance, refused = random.Random(0), 0
+    for file in files(path):
+        raw = file.read_bytes()
+        places = chance.sample(range(len(raw)), min(len(raw), 90 // len(files(path))))
+        for at in {*range(0, 16, 3), *places} & set(range(len(raw))):
+            for patch in (bytes([raw[at] ^ 0xFF]), b"\xff" * 7 + b"\x7f", b"\0" * 8):
+                file.write_bytes((raw[:at] + patch + raw[at + len(patch) :])[: len(raw)])
+                try:
+                    cs.open(path)
+                except cs.InputError as error:
+                    refused += 1
+                    assert str(error).startswith(str(path.parent)), error
+        file.write_bytes(raw)
+    assert refused > 8
+    assert_same_tensors(cs.open(path), in_order(kind, state, path))
+
+
+ELSEWHERE = """
+import os, sys, pathlib
+import ckptsurgeon as cs
+for turn, path in enumerate(sys.argv[3:]):
+    for output, size in (("out.pth", None), ("out.safetensors", None), ("out/", 64)):
+        place = pathlib.Path(f"{sys.argv[1]}-{turn}")
+        place.mkdir(exist_ok=True)
+        jobs, memory = sys.argv[2].split()
+        cs.remap(path, f"{place}/{output}", ["^b => x", "cast ^a.w$ bf16"],
+                 shard_size=size, jobs=int(jobs), max_memory=memory)
+"""
+
+
+def test_the_same_bytes_come_of_any_process_threads_memory_and_folder() -> None:
+    """Another seed of hashes, another number of threads, another ceiling, another name of the source's folder."""
+    state = small() | {"a.big": torch.randn(600_000)}
+    kinds = ("zip 2", "zip, deflated", "legacy 2", "safetensors", "our shards", "shards, bin, index")
+    paths = [str(made(KINDS[name], state)) for name in kinds]
+    os.makedirs("elsewhere/deep")
+    for path in paths:
+        folder = Path(path).parts[0]
+        shutil.copytree(folder, f"elsewhere/deep/{folder}")
+    ways = {"one": ("1", "1 64MiB", ""), "two": ("2", "4 4MiB", "elsewhere/deep/"), "three": ("3", "3 16MiB", "")}
+    for way, (seed, how, folder) in ways.items():
+        command = [sys.executable, "-c", ELSEWHERE, way, how, *(folder + path for path in paths)]
+        subprocess.run(command, check=True, env={**os.environ, "PYTHONHASHSEED": seed})
+    for turn in range(len(paths)):
+        want = tree(f"one-{turn}")
+        assert 7 <= len(want) <= 8
+        assert tree(f"two-{turn}") == want
+        assert tree(f"three-{turn}") == want

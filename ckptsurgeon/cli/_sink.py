@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import json
 import os
@@ -19,6 +20,11 @@ from ckptsurgeon.limits import limited
 
 NO, BAD = 1, 2
 _PIPE_CLOSED = 141
+NO_MEMORY = (
+    "the machine has no memory left for this; raise its limit (`ulimit -v`, a container's), or take less with "
+    "--jobs 1 and a smaller --max-memory where a command has them"
+)
+_NO_MEMORY_SAID = ("DefaultCPUAllocator: can't allocate memory", "failed to map segment from shared object")
 _BATCH = 1000
 _F = TypeVar("_F", bound=Callable[..., None])
 
@@ -88,5 +94,26 @@ def failing(command: _F) -> _F:
             with contextlib.suppress(OSError):
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise typer.Exit(_PIPE_CLOSED) from None
+        except Exception as error:
+            if not lacks_memory(error):
+                raise
+        else:
+            return
+        problems((Problem(NO_MEMORY),))  # by now what the failure held is free again
+        raise typer.Exit(BAD)
 
     return run  # type: ignore[return-value]
+
+
+def lacks_memory(error: BaseException) -> bool:
+    """Whether the machine had no memory to give: what Python, torch's allocator and the loader of libraries say then.
+
+    It is no bug, and no fault of the file: what a file may ask for is bounded before.
+    """
+    found: BaseException | None = error
+    while found is not None:
+        full = isinstance(found, OSError) and found.errno == errno.ENOMEM
+        if full or isinstance(found, MemoryError) or any(words in str(found) for words in _NO_MEMORY_SAID):
+            return True
+        found = found.__cause__ or found.__context__
+    return False

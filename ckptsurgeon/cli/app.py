@@ -8,6 +8,7 @@ than a look into a file.
 from __future__ import annotations
 
 import gc
+import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -61,5 +62,10 @@ def main() -> None:
     """The entry point of both scripts."""
     signal.signal(signal.SIGTERM, _terminated)
     gc.set_threshold(500_000)  # a command makes many objects and hardly any garbage
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # NumPy is for bytes here, and its threads take address space
     called = sys.argv[1] if len(sys.argv) > 1 else ""
-    build((called,) if called in COMMANDS else COMMANDS)()
+    try:
+        build((called,) if called in COMMANDS else COMMANDS)()
+    except MemoryError:  # before a command began: see `_sink.failing`
+        sys.stderr.write("ckpt: error: the machine has no memory left to start with\n")
+        sys.exit(2)

@@ -55,7 +55,7 @@ def read(path: str, open_file: sharded.Open) -> Document:
         return sharded.unindexed(path, _complete(path, groups), open_file)
     whole = [name for name in names if name.endswith(_SUFFIXES) and not name.startswith(_BESIDE)]
     if not whole:
-        inner = sorted(entry.name for entry in os.scandir(path) if entry.is_dir())
+        inner = sorted(entry.name for entry in os.scandir(path) if entry.is_dir() and entry.name[0] != ".")
         more = f" and {len(inner) - MOST_SHOWN} more" if len(inner) > MOST_SHOWN else ""
         hint = f"name one of its folders: {', '.join(map(brief, inner[:MOST_SHOWN]))}{more}" if inner else None
         raise InputError(f"is a folder without a checkpoint file ({', '.join(_SUFFIXES)})", path=path, hint=hint)
@@ -69,11 +69,21 @@ def _refuse(path: str, names: Sequence[str]) -> None:
         if known in names and not any(name.endswith(_SUFFIXES) for name in names):
             raise InputError(f"is {words}", path=path)
     if any(map(JOURNAL.fullmatch, names)):
-        raise InputError(
-            "shards were taking their places here when their writer was stopped, if it does not run still",
-            path=path,
-            hint="`ckpt verify --repair` of the folder finishes it, and so does writing there again",
-        )
+        raise _unfinished(path)
+
+
+def unfinished(path: str) -> InputError | None:
+    """What is said of an index that is not there, if it is only on its way there."""
+    folder, name = os.path.split(path)
+    return _unfinished(path) if name and os.path.lexists(os.path.join(folder, f".{name}.journal")) else None
+
+
+def _unfinished(path: str) -> InputError:
+    return InputError(
+        "shards were taking their places here when their writer was stopped, if it does not run still",
+        path=path,
+        hint="`ckpt verify --repair` of the folder finishes it, and so does writing there again",
+    )
 
 
 def _only(path: str, names: Sequence[str], what: str) -> str:

@@ -97,7 +97,7 @@ def inspect(path: str | os.PathLike[str], limits: Limits | None = None) -> Docum
     Raises InputError when the file is missing, damaged, or of no known kind.
     """
     name, limits = os.fsdecode(path), limits or current()
-    with _uncollected():
+    with _uncollected(), _readable(name):
         if os.path.isdir(name):
             return _folder.read(name, lambda inner: inspect(inner, limits))
         return _inspect(name, limits)
@@ -121,21 +121,23 @@ def _inspect(name: str, limits: Limits, *, is_shard: bool = False) -> Document:
     """A file; a shard is never an index, which could name itself and have no end."""
     descriptor = _open(name)
     try:
-        probe = Probe.of(File.of(name, os.fstat(descriptor)), descriptor, limits)
-        for format in FORMATS:
-            if format.sniff(probe):
-                if is_shard and format.shards:
-                    raise sharded.nested(name)
-                return format.read(probe)
-        from ckptsurgeon.formats import _foreign  # and the decompressors that only it needs
-
-        cause, hint = _foreign.describe(probe)
-        raise InputError(cause, path=name, hint=hint or f"readable are {_kinds()}")
-    except LimitError as error:
-        error.path = error.path or name  # where a limit is met deep inside, the name of the file is not known
-        raise
+        with _readable(name):
+            return _read(name, descriptor, limits, is_shard)
     finally:
         os.close(descriptor)
+
+
+def _read(name: str, descriptor: int, limits: Limits, is_shard: bool) -> Document:
+    probe = Probe.of(File.of(name, os.fstat(descriptor)), descriptor, limits)
+    for format in FORMATS:
+        if format.sniff(probe):
+            if is_shard and format.shards:
+                raise sharded.nested(name)
+            return format.read(probe)
+    from ckptsurgeon.formats import _foreign  # and the decompressors that only it needs
+
+    cause, hint = _foreign.describe(probe)
+    raise InputError(cause, path=name, hint=hint or f"readable are {_kinds()}")
 
 
 @contextlib.contextmanager
@@ -143,9 +145,24 @@ def probe(path: str, limits: Limits | None = None) -> Iterator[Probe]:
     """A file as its format sees it, open for as long as the context lasts; InputError."""
     descriptor = _open(path)
     try:
-        yield Probe.of(File.of(path, os.fstat(descriptor)), descriptor, limits or current())
+        with _readable(path):
+            opened = Probe.of(File.of(path, os.fstat(descriptor)), descriptor, limits or current())
+        yield opened
     finally:
         os.close(descriptor)
+
+
+@contextlib.contextmanager
+def _readable(path: str) -> Iterator[None]:
+    """What the system refuses while a header is read becomes an InputError about `path`; a limit that is met deep
+    inside, where the name of the file is not known, gets it."""
+    try:
+        yield
+    except LimitError as error:
+        error.path = error.path or path
+        raise
+    except OSError as error:
+        raise InputError(f"cannot be read: {error.strerror or error}", path=path) from error
 
 
 def members(path: str) -> list[Extent]:
@@ -181,6 +198,6 @@ def _open(path: str) -> int:
             raise InputError("is no regular file", path=path)
         return descriptor
     except FileNotFoundError:
-        raise InputError("no such file", path=path) from None
+        raise _folder.unfinished(path) or InputError("no such file", path=path) from None
     except (OSError, ValueError) as error:
         raise InputError(f"cannot be opened: {getattr(error, 'strerror', None) or error}", path=path) from None

@@ -10,7 +10,7 @@ import json
 import os
 import re
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -21,7 +21,7 @@ from ckptsurgeon.formats._aliases import restored
 from ckptsurgeon.formats._document import Document
 from ckptsurgeon.formats._inside import is_inside, part
 from ckptsurgeon.formats._probe import Probe
-from ckptsurgeon.sources import Extent
+from ckptsurgeon.sources import Extent, File
 from ckptsurgeon.tensor import TensorRef
 
 SAFETENSORS, TORCH_ZIP = "sharded-safetensors", "sharded-torch-zip"
@@ -33,14 +33,15 @@ Open = Callable[[str], Document]
 
 @dataclass(frozen=True)
 class Index:
-    """What an `index.json` says: key → file name, and its own metadata; its whole `text`, and what of an in-place
-    change was `interrupted`."""
+    """What an `index.json` says: key → file name, and its own metadata; its whole `text`, what of an in-place
+    change was `interrupted`, and the `phase` and run of that change."""
 
     path: str
     weight_map: Mapping[str, str]
     metadata: Mapping[str, Any]
     text: bytes = b""
     interrupted: tuple[str, ...] = ()
+    phase: tuple[str, str] | None = None
 
 
 def sniff(probe: Probe) -> bool:
@@ -49,8 +50,41 @@ def sniff(probe: Probe) -> bool:
 
 
 def read(probe: Probe, open_shard: Open) -> Document:
-    """The tensors of all shards that the index names; InputError where they disagree."""
-    index, file = read_index(probe), probe.file
+    """The tensors of all shards that the index names; InputError where they disagree, or change meanwhile."""
+    index = read_index(probe)
+    try:
+        made = _read(probe, index, open_shard)
+    except InputError:
+        _check_same([probe.file])
+        _check_phase(probe, index)
+        raise
+    _check_same([*made.files(), probe.file])
+    _check_phase(probe, index)
+    return made.document()
+
+
+def _check_phase(probe: Probe, index: Index) -> None:
+    """InputError when an in-place change of the set began, or came to its turning point, since its index was read."""
+    if _phase(sidefile.of_index(probe.file.path, probe.read(probe.file.size, 0), probe.limits)) != index.phase:
+        raise InputError("changed while it was opened", path=probe.file.path, hint="try it again")
+
+
+def _phase(pending: sidefile.Pending | None) -> tuple[str, str] | None:
+    return None if pending is None else (pending.state, "" if pending.side is None else pending.side.run)
+
+
+def _check_same(files: Iterable[File]) -> None:
+    """InputError when one of the files is not what it was: then all of them may be of another output."""
+    for file in files:
+        try:
+            file.check()
+        except InputError as error:
+            error.cause = "changed while it was opened"
+            raise
+
+
+def _read(probe: Probe, index: Index, open_shard: Open) -> _Assembled:
+    file = probe.file
     folder = os.path.dirname(file.path)
     names = sorted(set(index.weight_map.values()))
     if not names:
@@ -70,7 +104,7 @@ def read(probe: Probe, open_shard: Open) -> Document:
     for name in names:
         made.add(name, _state(open_shard, part(file.path, name)))
     made.compare(index)
-    return made.document()
+    return made
 
 
 def read_index(probe: Probe) -> Index:
@@ -96,7 +130,9 @@ def read_index(probe: Probe) -> Index:
         if not isinstance(name, str) or not is_inside(name):
             raise InputError(f"names {quoted(name)}, which is no file in its own folder", path=file.path, key=key)
     metadata = found.get("metadata")
-    return Index(file.path, weight_map, metadata if isinstance(metadata, dict) else {}, text, interrupted)
+    return Index(
+        file.path, weight_map, metadata if isinstance(metadata, dict) else {}, text, interrupted, _phase(pending)
+    )
 
 
 def _state(open_shard: Open, path: str) -> tuple[Document, Checkpoint]:
@@ -188,6 +224,15 @@ class _Assembled:
         interrupted = tuple(dict.fromkeys(self.interrupted))
         return Document(self.path, format, root, metadata, None, self.paths(), tuple(self.remarks), interrupted)
 
+    def files(self) -> Iterator[File]:
+        """The shards as they were when their headers were read, those that hold anything."""
+        for ckpt in self.shards.values():
+            for ref in ckpt.values():
+                extent = next(iter(ref.extents()), None)
+                if extent is not None:
+                    yield extent.file
+                    break
+
     def paths(self) -> tuple[str, ...]:
         """The shards' paths."""
         folder = self.path if os.path.isdir(self.path) else os.path.dirname(self.path)
@@ -243,6 +288,7 @@ def unindexed(path: str, names: Iterable[str], open_shard: Open) -> Document:
     for name in names:
         made.add(name, _state(open_shard, part(path, name)))
     made.fail()
+    _check_same(made.files())
     return made.document()
 
 

@@ -40,7 +40,7 @@ def carry_out(changes: Changes) -> None:
     changes.plan.check()
     if not changes.any:
         return
-    with disk.locked(changes.path) as lock:
+    with disk.locked(changes.path, changes.index is not None) as lock:
         recovery.refuse_pending(changes.path, [change.file.path for change in changes.files])
         sides = list(_sides(changes, lock))
         with _whole_or_not_at_all(changes.path, lock):

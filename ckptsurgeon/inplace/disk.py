@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import PurePath
 
 from ckptsurgeon.errors import OutputError
-from ckptsurgeon.writing import failures, put, sync_folder
+from ckptsurgeon.writing import alone, failures, put, sync_folder
 
 PART = ".part"
 """Behind the name of a file that is being written; nobody reads it, and the next run takes its name."""
@@ -42,10 +42,11 @@ class Lock:
 
 
 @contextlib.contextmanager
-def locked(path: str) -> Iterator[Lock]:
+def locked(path: str, is_index: bool = False) -> Iterator[Lock]:
     """Hold a file against other in-place changes; OutputError when one is under way, or it may not be written.
 
-    The file at `path` may be replaced between opening and locking it, so that is looked at again.
+    With an index its folder is held too, against whoever puts other shards in their places.  The file at `path` may
+    be replaced between opening and locking it, so that is looked at again.
     """
     for _ in range(_TRIES):
         with failures(path):
@@ -66,7 +67,8 @@ def locked(path: str) -> Iterator[Lock]:
         raise OutputError(path, "is replaced again and again; nothing was written")
     lock = Lock(path, descriptor)
     try:
-        yield lock
+        with alone(os.path.dirname(path), path) if is_index else contextlib.nullcontext():
+            yield lock
     finally:
         lock.close()
 

@@ -40,7 +40,9 @@ def _recover(path: str) -> tuple[str, ...]:
         path = index
     if not any(map(os.path.lexists, _traces(path))):
         return ()
-    with disk.locked(path) as lock:
+    with formats.probe(path) as probe:
+        is_index = not safetensors.sniff(probe)
+    with disk.locked(path, is_index) as lock:
         return mend(path, lock)
 
 
@@ -139,7 +141,9 @@ def _put_right(member: _Member) -> None:
     descriptor = os.open(member.path, os.O_RDWR | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
         if pending.state == "before":
-            writing.put(descriptor, pending.side.old, 0)
+            # what is there already is not written again: the disk may be full
+            if disk.read(descriptor, len(pending.side.old)) != pending.side.old:
+                writing.put(descriptor, pending.side.old, 0)
         elif os.fstat(descriptor).st_size != pending.side.after:
             os.ftruncate(descriptor, pending.side.after)
         os.fsync(descriptor)

@@ -21,9 +21,9 @@ from ckptsurgeon.formats import Layout
 from ckptsurgeon.stream import staging, workers
 from ckptsurgeon.stream.budget import Budget
 from ckptsurgeon.stream.filling import Named, Tick, fill
-from ckptsurgeon.stream.publishing import Kin, journal, kin_in, no_kin, publish, recover
+from ckptsurgeon.stream.publishing import Kin, give_place, journal, kin_in, no_kin, publish, recover
 from ckptsurgeon.stream.spool import Spool
-from ckptsurgeon.writing import failures, sync_folder
+from ckptsurgeon.writing import failures, put
 
 Progress = Callable[[int, int], None]
 """Called with the bytes written so far and the bytes of all files."""
@@ -105,8 +105,7 @@ def write(
         inside = [os.path.join(beside, os.path.basename(path)) for path, _ in files]
         nbytes = _write(files, inside, False, progress, no_kin, budget)
         with failures(folder):
-            os.rename(beside, place)
-            sync_folder(os.path.dirname(place))
+            give_place(beside, place)
     except BaseException:
         shutil.rmtree(beside, ignore_errors=True)
         raise
@@ -122,7 +121,8 @@ def _write(
     with contextlib.ExitStack() as stack:
         staging.sweep([*places, journal(places[-1])], kin)
         spool = Spool(partial(_temporary, places[-1], files[-1][0], stack), budget.block)
-        parts = [_ready(layout, spool) for _, layout in files]
+        with failures(files[-1][0]):
+            parts = [_ready(layout, spool) for _, layout in files]
         beside = _stage(places, files[-1][0], kin is no_kin, stack)
         staged = [
             _Staged(path, place, at, layout, ready)
@@ -175,8 +175,8 @@ def _temporary(place: str, path: str, stack: contextlib.ExitStack) -> tuple[str,
     """A file that is gone when the stack ends."""
     with failures(path):
         beside, descriptor = staging.create(place)
-    stack.callback(os.unlink, beside)
     stack.callback(os.close, descriptor)
+    stack.callback(_remove, beside)
     return beside, descriptor
 
 
@@ -224,7 +224,7 @@ def _fill(one: _Staged, block: int, threads: int, tick: Tick) -> None:
         try:
             crcs = fill(descriptor, one.parts, block, threads, tick, patches is not None)
             for offset, raw in patches(crcs) if patches is not None else ():
-                os.pwrite(descriptor, raw, offset)
+                put(descriptor, raw, offset)
             _keep_mode(descriptor, one.place)
             os.fsync(descriptor)
         finally:

@@ -25,8 +25,12 @@ class Flusher:
         if self._since >= _EVERY:
             self._since = 0
             if self._thread is None:
-                self._thread = threading.Thread(target=self._run, daemon=True)
-                self._thread.start()
+                thread = threading.Thread(target=self._run, daemon=True)
+                try:
+                    thread.start()
+                except RuntimeError:  # the system gives no more threads: the last sync does it all
+                    return
+                self._thread = thread
             self._wanted.set()
 
     def _run(self) -> None:

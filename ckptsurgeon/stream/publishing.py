@@ -18,9 +18,10 @@ from typing import Any
 from ckptsurgeon.errors import InputError, OutputError
 from ckptsurgeon.formats import JOURNAL
 from ckptsurgeon.stream import staging
-from ckptsurgeon.writing import failures, put, sync_folder
+from ckptsurgeon.writing import alone, failures, put, sync_folder
 
 _MOST = 64 << 20
+_PLACED = "the new file is in its place, whole, and a power failure may undo that"
 Kin = Callable[[str], bool]
 """Tells by its name whether another file in the folder belongs to an earlier output of the same kind."""
 Moves = Sequence[tuple[str, str, str]]
@@ -36,7 +37,7 @@ def kin_in(folder: str, kin: Kin) -> list[str]:
     """The names in a folder that belong to an earlier output."""
     if kin is no_kin:
         return []
-    with os.scandir(folder) as entries:
+    with failures(folder), os.scandir(folder) as entries:
         return sorted(entry.name for entry in entries if kin(entry.name) and (entry.is_file() or entry.is_symlink()))
 
 
@@ -45,38 +46,82 @@ def publish(moves: Moves, force: bool, kin: Kin) -> None:
 
     With `force` the older `kin` are gone then.  Without `kin` nobody looks into the folder yet.
     """
+    if kin is no_kin:
+        for beside, place, path in moves:
+            _publish_alone(beside, place, path, force)
+        return
+    _, place, path = moves[-1]
+    folder = os.path.dirname(place)
+    with alone(folder, path):
+        _recover(folder, os.path.basename(place), path, kin)  # of a run that was killed since this one began
+        old = kin_in(folder, kin)
+        if old and not force:
+            raise OutputError(path, f"another run wrote {old[0]} there in the meantime; --force replaces it")
+        if len(moves) == 1 and not set(old) - {os.path.basename(place)}:
+            _publish_alone(*moves[0], force)
+        else:
+            _publish_together(moves, force, old)
+
+
+def _publish_together(moves: Moves, force: bool, old: Iterable[str]) -> None:
     beside, place, path = moves[-1]
     folder = os.path.dirname(place)
-    old = kin_in(folder, kin) if force else []
-    if kin is no_kin or (len(moves) == 1 and not set(old) - {os.path.basename(place)}):
-        for beside, place, path in moves:
-            with failures(path):
-                _move(beside, place, path, force)
-        with failures(path):
-            sync_folder(folder)
-        return
     held = os.path.dirname(beside)  # the folder of what is staged, which takes what was there too
     aside = {os.path.join(folder, name): os.path.join(held, f"{staging.OLD}{name}.part") for name in old}
     listed = journal(place)
     with failures(path):
         _keep(listed, folder, [move[:2] for move in moves], aside.values())
-    published: list[str] = []
+    published: list[tuple[str, os.stat_result]] = []
     try:
         for name in sorted(aside, key=lambda name: (not name.endswith(".json"), name)):
             with failures(name):
                 os.rename(name, aside[name])
         for beside, place, path in moves:
-            fresh = not os.path.lexists(place)
             with failures(path):
+                if not os.path.lexists(place):
+                    published.append((place, os.stat(beside)))
                 _move(beside, place, path, force)
-            if fresh:
-                published.append(place)
         with failures(path):
             sync_folder(folder)
     except BaseException:
         _undo(published, aside, listed)
         raise
     _finish(folder, list(aside.values()), listed)
+
+
+def _publish_alone(beside: str, place: str, path: str, force: bool) -> None:
+    """One file, by one rename; what did not replace another one is taken back when it cannot be synced."""
+    with failures(path):
+        made, fresh = os.stat(beside), not os.path.lexists(place)
+    try:
+        with failures(path):
+            _move(beside, place, path, force)
+        with failures(path, "nothing was written" if fresh else _PLACED):
+            sync_folder(os.path.dirname(place))
+    except BaseException:
+        if fresh:
+            _take_back(place, made)
+        raise
+
+
+def give_place(beside: str, place: str) -> None:
+    """A new folder appears, whole; OSError when it cannot, and then it is where it was."""
+    made = os.stat(beside)
+    try:
+        os.rename(beside, place)
+        sync_folder(os.path.dirname(place))
+    except BaseException:
+        with contextlib.suppress(OSError):
+            if os.path.samestat(os.lstat(place), made):
+                os.rename(place, beside)
+        raise
+
+
+def _take_back(place: str, made: os.stat_result) -> None:
+    """Remove what was published, and nothing that came there from elsewhere."""
+    with contextlib.suppress(OSError):
+        if os.path.samestat(os.lstat(place), made):
+            os.unlink(place)
 
 
 def journal(place: str) -> str:
@@ -97,8 +142,9 @@ def _keep(path: str, folder: str, moves: Iterable[tuple[str, str]], aside: Itera
         os.replace(made, path)
         sync_folder(folder)
     except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(made)
+        for name in (made, path):
+            with contextlib.suppress(OSError):
+                os.unlink(name)
         raise
     finally:
         os.close(descriptor)
@@ -115,18 +161,20 @@ def _move(beside: str, place: str, path: str, force: bool) -> None:
     except OSError:
         os.rename(beside, place)
     else:
-        os.unlink(beside)
+        with contextlib.suppress(OSError):  # whoever staged it tries again
+            os.unlink(beside)
 
 
-def _undo(published: Sequence[str], aside: Mapping[str, str], journal: str) -> None:
+def _undo(published: Iterable[tuple[str, os.stat_result]], aside: Mapping[str, str], journal: str) -> None:
     """What was there is there again, and nothing else.
 
     The journal goes first: from here on nothing may be carried on.  What was put aside and cannot be put
     back stays where it is, and `sweep` leaves it there.
     """
-    for name in (journal, *published):
-        with contextlib.suppress(OSError):
-            os.unlink(name)
+    with contextlib.suppress(OSError):
+        os.unlink(journal)
+    for place, made in published:
+        _take_back(place, made)
     for place, beside in reversed(list(aside.items())):
         if os.path.lexists(beside) and not os.path.lexists(place):
             with contextlib.suppress(OSError):
@@ -134,11 +182,14 @@ def _undo(published: Sequence[str], aside: Mapping[str, str], journal: str) -> N
 
 
 def _finish(folder: str, aside: Sequence[str], journal: str) -> None:
-    """All is in its place; what is left are names that nobody needs."""
-    for name in (*aside, journal):
-        with contextlib.suppress(OSError):
-            os.unlink(name)
+    """All is in its place; what is left are names that nobody needs.
+
+    As long as one of those that were put aside cannot be removed the journal stays, so that the next run does.
+    """
     with contextlib.suppress(OSError):
+        for name in (*aside, journal):
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(name)
         sync_folder(folder)
 
 
@@ -148,16 +199,26 @@ def recover(path: str, kin: Kin) -> tuple[str, ...]:
     Raises InputError when its journal cannot be understood, OutputError when that run is still alive.
     """
     folder = os.path.realpath(os.path.dirname(path))
+    if not _begun(folder, os.path.basename(path), kin):
+        return ()
+    with alone(folder, path):
+        return _recover(folder, os.path.basename(path), path, kin)
+
+
+def _recover(folder: str, base: str, path: str, kin: Kin) -> tuple[str, ...]:
+    found = _begun(folder, base, kin)
+    for name in found:
+        _carry_on(folder, journal(os.path.join(folder, name)), path)
+    return tuple(found)
+
+
+def _begun(folder: str, base: str, kin: Kin) -> list[str]:
+    """The outputs in a folder for which there is a journal."""
     try:
         names = sorted(os.listdir(folder))
     except OSError:
-        return ()  # the writer says it
-    done = []
-    for found in map(JOURNAL.fullmatch, names):
-        if found is not None and (found[1] == os.path.basename(path) or kin(found[1])):
-            _carry_on(folder, os.path.join(folder, found[0]), path)
-            done.append(found[1])
-    return tuple(done)
+        return []  # the writer says it
+    return [found[1] for found in map(JOURNAL.fullmatch, names) if found and (found[1] == base or kin(found[1]))]
 
 
 def _carry_on(folder: str, journal: str, path: str) -> None:

@@ -14,7 +14,7 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 _SUFFIX = ".part"
 OLD = "old-"
@@ -35,9 +35,10 @@ def create(place: str) -> tuple[str, int]:
     """A new locked file beside `place`: its path, and a descriptor whose end is the end of the lock."""
     while True:
         path = beside(place)
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
-        if _locked(path, descriptor):
-            return path, descriptor
+        with _gone_if_it_fails(path, os.unlink):
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+            if _locked(path, descriptor):
+                return path, descriptor
         os.close(descriptor)  # somebody took it for a leftover in between
 
 
@@ -45,17 +46,37 @@ def create_folder(place: str) -> tuple[str, int]:
     """A new locked folder beside `place`."""
     while True:
         path = beside(place)
-        os.mkdir(path)
-        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        if _locked(path, descriptor):
-            return path, descriptor
+        with _gone_if_it_fails(path, os.rmdir):
+            os.mkdir(path)
+            try:
+                descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            except FileNotFoundError:
+                continue
+            if _locked(path, descriptor):
+                return path, descriptor
         os.close(descriptor)
 
 
+@contextlib.contextmanager
+def _gone_if_it_fails(path: str, remove: Callable[[str], None]) -> Iterator[None]:
+    """What has been made under a name of our own goes again when it cannot be used."""
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(OSError):
+            remove(path)
+        raise
+
+
 def _locked(path: str, descriptor: int) -> bool:
-    """Take the lock; False when the path leads elsewhere by now.  File systems without locks do without."""
-    with contextlib.suppress(OSError):
+    """Take the lock; False when another run is just about to sweep it away, or has done so.  File systems without
+    locks do without."""
+    try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        pass
     try:
         return os.path.samestat(os.stat(path), os.fstat(descriptor))
     except FileNotFoundError:

@@ -15,9 +15,14 @@ def run(work: Iterable[Work], threads: int) -> None:
             each()
         return
     shared = _Shared(iter(work))
-    helpers = [threading.Thread(target=shared.help, daemon=True) for _ in range(threads - 1)]
-    for helper in helpers:
-        helper.start()
+    helpers: list[threading.Thread] = []
+    for _ in range(threads - 1):
+        helper = threading.Thread(target=shared.help, daemon=True)
+        try:
+            helper.start()
+        except RuntimeError:  # the system gives no more of them: those that there are do the work
+            break
+        helpers.append(helper)
     try:
         shared.work()
     except BaseException as error:
