@@ -30,11 +30,13 @@ if TYPE_CHECKING:
     from ckptsurgeon.inert import Opaque as Opaque
     from ckptsurgeon.limits import Limits as Limits
     from ckptsurgeon.plans import Plan as Plan
+    from ckptsurgeon.provenance import Provenance as Provenance
     from ckptsurgeon.rules import Recipe as Recipe
     from ckptsurgeon.rules import Rule as Rule
     from ckptsurgeon.surgery import Written as Written
     from ckptsurgeon.surgery import convert as convert
     from ckptsurgeon.surgery import diff as diff
+    from ckptsurgeon.surgery import digest as digest
     from ckptsurgeon.surgery import open_checkpoint as open  # noqa: A004, F401
     from ckptsurgeon.surgery import plan as plan
     from ckptsurgeon.surgery import remap as remap
@@ -70,8 +72,21 @@ _HOMES = {
     "inert": ("Opaque",),
     "limits": ("Limits",),
     "plans": ("Plan",),
+    "provenance": ("Provenance",),
     "rules": ("Recipe", "Rule"),
-    "surgery": ("Written", "convert", "diff", "open", "plan", "remap", "remap_in_place", "save", "target_of", "verify"),
+    "surgery": (
+        "Written",
+        "convert",
+        "diff",
+        "digest",
+        "open",
+        "plan",
+        "remap",
+        "remap_in_place",
+        "save",
+        "target_of",
+        "verify",
+    ),
     "tensor": ("TensorRef", "TensorSpec"),
     "verifier": ("Verification",),
 }

@@ -13,6 +13,7 @@ from ckptsurgeon.formats._outputs import SHARD_SIZE, Output, Tied, check_extras,
 from ckptsurgeon.formats._table import FORMATS, Format, inspect, members, probe
 from ckptsurgeon.formats._tree import Candidate, summary
 from ckptsurgeon.formats._values import kind_of, tensor_of
+from ckptsurgeon.formats.safetensors import expanded
 from ckptsurgeon.tensor import TensorRef
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "Output",
     "Tied",
     "check_extras",
+    "expanded",
     "files",
     "inspect",
     "kind_of",

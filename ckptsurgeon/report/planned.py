@@ -87,6 +87,8 @@ def _end(plan: Plan, written: Written | None, keep_extras: bool) -> list[str]:
         count = len(written.files) - 1
         shards = f", {plural(count, 'shard')} and {'its' if count == 1 else 'their'} index" if written.files else ""
         lines = [f"wrote {shown(written.path)} ({written.format}{shards}): {what}"]
+    if written is not None and written.digest is not None:
+        lines.append(f"contents: {written.digest}")
     if written is not None and written.removed:
         lines.append(f"removed, of an earlier output: {shown(', '.join(written.removed))}")
     if plan.source.extras and not keep_extras:
@@ -153,6 +155,7 @@ def data(plan: Plan, written: Written | None, changes: Changes | None = None) ->
             "nbytes": written.nbytes,
             "files": list(written.files) or [written.path],
             "removed": list(written.removed),
+            "digest": written.digest,
             "lost_extras": list(written.lost),
             "warnings": list(written.warnings),
         },

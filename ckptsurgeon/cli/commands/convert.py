@@ -14,11 +14,13 @@ from ckptsurgeon.cli._options import (
     Json,
     KeepExtras,
     MaxMemory,
+    NoProvenance,
     Quiet,
     Select,
     ShardSize,
     Tied,
     TiedNames,
+    WithDigest,
 )
 from ckptsurgeon.cli._progress import bar
 from ckptsurgeon.cli._sink import Sink, failing
@@ -39,6 +41,8 @@ def convert(
     tied: TiedNames = Tied.full,
     max_memory: MaxMemory = None,
     jobs: Jobs = None,
+    no_provenance: NoProvenance = False,
+    digest: WithDigest = False,
     force: Force = False,
     select: Select = None,
     as_json: Json = False,
@@ -65,6 +69,8 @@ def convert(
             max_memory=max_memory,
             jobs=jobs,
             force=force,
+            provenance=not no_provenance,
+            digest=digest,
             progress=progress,
         )
     for warning in written.warnings:
