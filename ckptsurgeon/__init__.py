@@ -8,6 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ckptsurgeon.audit import verify as verify
     from ckptsurgeon.checkpoint import Checkpoint as Checkpoint
     from ckptsurgeon.checkpoint import Target as Target
     from ckptsurgeon.comparison import Comparison as Comparison
@@ -43,7 +44,6 @@ if TYPE_CHECKING:
     from ckptsurgeon.surgery import remap_in_place as remap_in_place
     from ckptsurgeon.surgery import save as save
     from ckptsurgeon.surgery import target_of as target_of
-    from ckptsurgeon.surgery import verify as verify
     from ckptsurgeon.tensor import TensorRef as TensorRef
     from ckptsurgeon.tensor import TensorSpec as TensorSpec
     from ckptsurgeon.verifier import Verification as Verification
@@ -51,6 +51,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "audit": ("verify",),
     "checkpoint": ("Checkpoint", "Target"),
     "comparison": ("Comparison",),
     "differ": ("Diff",),
@@ -85,7 +86,6 @@ _HOMES = {
         "remap_in_place",
         "save",
         "target_of",
-        "verify",
     ),
     "tensor": ("TensorRef", "TensorSpec"),
     "verifier": ("Verification",),

@@ -1,4 +1,4 @@
-"""The verbs that put it together: open, plan, diff, save, remap, convert.
+"""The verbs that put it together: open, plan, diff, save, remap, convert, digest.
 
 What only some of them need is imported inside of them: a diff of two files does not wait for the
 planner.
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from ckptsurgeon.plans import Mismatched, Missing, Plan, Unexpected
     from ckptsurgeon.rules import Recipe, Rule
     from ckptsurgeon.stream import Budget, Progress
-    from ckptsurgeon.verifier import Verification
 
     Path = str | os.PathLike[str]
     Source = Path | Checkpoint
@@ -508,39 +507,6 @@ def convert(
 ) -> Written:
     """Write a checkpoint in another format or dtype: a remap without rules; see `save` for `how`."""
     return remap(source, output, select=select, dtype=dtype, **how)
-
-
-def verify(
-    source: Path,
-    against: Source | None = None,
-    *,
-    select: str | None = None,
-    repair: bool = False,
-    progress: Progress | None = None,
-) -> Verification:
-    """Read every byte of a checkpoint and hold it against its checksums; with `against`, compare it
-    with another one, values too.
-
-    With `repair` an in-place change that was interrupted is taken back, or completed if it was made, and shards that
-    were taking their places when their writer was killed get there; nothing else is written, and `.repaired` says
-    what was done.
-    `.against` of the result is the comparison; None without `against`, and where the file is damaged.
-    Raises InputError when a header or an index is not as it should be.
-    """
-    from ckptsurgeon import verifier
-
-    repaired: tuple[str, ...] = ()
-    if repair:
-        from ckptsurgeon import inplace, stream
-
-        name = os.fsdecode(source)
-        whole = os.path.isdir(name)  # of a file only what is called after it
-        done = stream.recover(os.path.join(name, "*") if whole else name, lambda beside: whole)
-        repaired = (*(f"put the shards of {output} in their places" for output in done), *inplace.recover(source))
-    found = replace(verifier.verify(formats.inspect(source), progress), repaired=repaired)
-    if against is None or not found.ok:
-        return found
-    return replace(found, against=diff(source, against, select=select, values=True, progress=progress))
 
 
 def recipe(path: Path | None, rules: Iterable[str | Rule] | None) -> Recipe | None:

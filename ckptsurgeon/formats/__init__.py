@@ -14,6 +14,7 @@ from ckptsurgeon.formats._table import FORMATS, Format, inspect, members, probe
 from ckptsurgeon.formats._tree import Candidate, summary
 from ckptsurgeon.formats._values import kind_of, tensor_of
 from ckptsurgeon.formats.safetensors import expanded
+from ckptsurgeon.formats.sharded import numbered, parts_of
 from ckptsurgeon.tensor import TensorRef
 
 __all__ = [
@@ -33,9 +34,11 @@ __all__ = [
     "inspect",
     "kind_of",
     "members",
+    "numbered",
     "optimizers",
     "output",
     "parse_size",
+    "parts_of",
     "probe",
     "problems",
     "summary",

@@ -16,7 +16,8 @@ def lines(found: Provenance) -> list[str]:
     """What the file says, as what it is: a claim."""
     if found.problem:
         return [f"provenance: cannot be read: {_short(found.problem, 2 * _WIDTH)}"]
-    made = f"provenance, as the file says: by ckptsurgeon {_short(found.version)} {_of(found)}{by(found)}"
+    words = [f"by ckptsurgeon {_short(found.version)} {_of(found)}", *([how(found)] if how(found) else [])]
+    made = f"provenance, as the file says: {', '.join(words)}"
     steps = len(found.history) + found.earlier
     made += f"; before that: {plural(steps, 'step')}" if steps else ""
     return [made] if found.content is None else [made, f"contents, as the file says: {found.content}"]
@@ -28,7 +29,7 @@ def _of(found: Provenance) -> str:
     return f"of a {_short(found.format)}{place}{header}" if found.format else f"of tensors in memory{header}"
 
 
-def by(found: Provenance) -> str:
+def how(found: Provenance) -> str:
     """The recipe, in a few words; nothing for a copy as it is."""
     rules = found.rules
     words = ["rules that are too many to be kept"] if rules is None else [f"`{_short(rule)}`" for rule in rules]
@@ -38,7 +39,7 @@ def by(found: Provenance) -> str:
         option = f"--{name.replace('_', '-')}"
         words.append(option if value is True else f"{option} {value}")
     words += ["to fit a target"] if found.target else []
-    return f", {', '.join(words)}" if words else ""
+    return ", ".join(words)
 
 
 def _short(text: str, most: int = _WIDTH) -> str:

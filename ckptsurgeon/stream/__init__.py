@@ -13,6 +13,7 @@ from ckptsurgeon.stream.budget import Budget, budget, problems
 from ckptsurgeon.stream.commit import Progress, check, is_new_folder, older, write
 from ckptsurgeon.stream.contents import content_digest
 from ckptsurgeon.stream.publishing import no_kin, recover
+from ckptsurgeon.stream.staging import is_held, staged_for
 
 __all__ = [
     "Budget",
@@ -20,10 +21,12 @@ __all__ = [
     "budget",
     "check",
     "content_digest",
+    "is_held",
     "is_new_folder",
     "no_kin",
     "older",
     "problems",
     "recover",
+    "staged_for",
     "write",
 ]
