@@ -315,7 +315,7 @@ def _totals(refs: Sequence[TensorRef]) -> set[int]:
 
 def index_bytes(weight_map: Mapping[str, str], total: int, provenance: str | None = None) -> bytes:
     """The text of an `index.json`."""
-    metadata = {"total_size": total} if provenance is None else {"total_size": total, KEY: provenance}
+    metadata = {"total_size": total} if provenance is None else {KEY: provenance, "total_size": total}
     return (json.dumps({"metadata": metadata, "weight_map": dict(weight_map)}, indent=2) + "\n").encode()
 
 

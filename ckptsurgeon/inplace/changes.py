@@ -37,7 +37,8 @@ class FileChange:
 @dataclass(frozen=True)
 class Changes:
     """A plan, and what it rewrites in place: the `files` whose header changes, shards that are `emptied` and go, and
-    the text of the `index` before and after.  With problems in the plan there is nothing of it."""
+    the text of the `index` before and after; `crowded` tells that the provenance found no room.  With problems in the
+    plan there is nothing of it."""
 
     plan: Plan
     path: str
@@ -45,6 +46,7 @@ class Changes:
     emptied: tuple[Emptied, ...] = ()
     index: tuple[bytes, bytes] | None = None
     nbytes: int = 0
+    crowded: bool = False
 
     @property
     def any(self) -> bool:
@@ -269,10 +271,7 @@ def _made(
         if aliases & set(found.index.weight_map):  # it lists them too
             listed = {key: name for name, keys in wanted.items() for key in keys}
         index = (found.index.text, _index(plan, found.index, listed, physical, placed, said, bool(files or emptied)))
-    if crowded:
-        words = f"the header of {found.path} has no room for the provenance, which is left out"
-        plan = replace(plan, warnings=(*plan.warnings, words))
-    return Changes(plan, found.path, tuple(files), tuple(emptied), index, nbytes)
+    return Changes(plan, found.path, tuple(files), tuple(emptied), index, nbytes, crowded)
 
 
 def _emptied(file: File, header: int) -> Emptied:

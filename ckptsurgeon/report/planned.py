@@ -111,6 +111,7 @@ def _in_place(changes: Changes, written: Written | None) -> list[str]:
     lines = [f"{done} {what} in place: {size(changes.rewritten)} of {size(changes.nbytes)}; no tensor moves"]
     if changes.emptied:
         lines.append(f"shards without tensors, removed: {shown(', '.join(one.name for one in changes.emptied))}")
+    lines += ["no room in the header for its provenance, which is left out"] if changes.crowded else []
     return [*lines, f"freed: {size(changes.freed)}"] if changes.freed else lines
 
 
@@ -146,6 +147,7 @@ def data(plan: Plan, written: Written | None, changes: Changes | None = None) ->
             "removed": [one.name for one in changes.emptied],
             "rewritten": changes.rewritten,
             "freed": changes.freed,
+            "crowded": changes.crowded,
         },
         "written": None
         if written is None
