@@ -23,10 +23,16 @@ class Orphan:
 def of(document: Document) -> tuple[Orphan, ...]:
     """What lies beside a checkpoint and is no part of it, by name; other checkpoints in the folder are none of this.
 
-    Names alone are looked at, and nothing is opened but what a run may still hold.
+    Names alone are looked at, and nothing is opened but what a run may still hold.  A folder that may not be listed
+    has none.
     """
     folder = document.path if os.path.isdir(document.path) else os.path.dirname(document.path)
-    names = sorted(entry.name for entry in os.scandir(folder or ".") if not entry.is_dir() or staged_for(entry.name))
+    try:
+        names = sorted(
+            entry.name for entry in os.scandir(folder or ".") if not entry.is_dir() or staged_for(entry.name)
+        )
+    except OSError:
+        return ()
     own = {os.path.basename(path) for path in (document.path, *document.shards)}
     return (*_shards(document, names, own), *_left(folder, names, own))
 

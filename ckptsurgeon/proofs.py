@@ -164,11 +164,8 @@ def _may_take_long(pattern: str) -> bool:
             continue
         if within:
             within = char != "]"
-        elif char == "[":
+        elif char == "[":  # taken to end no later than it does, so that nothing behind it is overlooked
             within = True
-            at += 2 if pattern[at + 1 : at + 2] == "^" else 1  # the next one is a member, also a bracket
-            last = "x"
-            continue
         elif char in "*+{":
             if last == ")":
                 return True

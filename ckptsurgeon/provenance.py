@@ -178,7 +178,7 @@ def of_data(found: Any) -> Provenance:
         raise BadProvenance(f"it is no {SCHEMA}")
     history, earlier = found.get("history", []), found.get("earlier", 0)
     if not isinstance(history, list) or type(earlier) is not int or not 0 <= earlier < 1 << 63:
-        raise BadProvenance("its history is no list")
+        raise BadProvenance("its history is no list, or what came before it no count")
     left = max(0, len(history) - _STEPS)
     steps = tuple(_step(step) for step in history[left:])
     return replace(_step(found), history=steps, earlier=earlier + left)

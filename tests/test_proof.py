@@ -392,6 +392,16 @@ def test_a_whole_file_among_numbered_ones_has_no_orphans() -> None:
     assert cs.verify("model-00001-of-00002.safetensors").orphans == ()
 
 
+def test_a_folder_that_may_not_be_listed_has_no_orphans(monkeypatch: pytest.MonkeyPatch) -> None:
+    save_file({"a": torch.ones(4)}, "a.safetensors")
+
+    def refused(path: str) -> Any:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(os, "scandir", refused)
+    assert cs.verify("a.safetensors").orphans == ()
+
+
 def test_in_place_changes_are_proven_by_their_record() -> None:
     state = {f"a.rather.long.wrapper.{i}.weight": torch.randn(3) for i in range(40)}
     save_file(state, "b.safetensors")

@@ -23,6 +23,7 @@ from safetensors.torch import load_file, save_file
 from strategies import state_dicts
 
 import ckptsurgeon as cs
+from ckptsurgeon.formats import _aliases
 
 MEMBER = "archive/ckptsurgeon.json"
 INDEX = "s/model.safetensors.index.json"
@@ -304,7 +305,9 @@ def test_the_digest_of_a_header_knows_neither_order_nor_format() -> None:
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_a_quantised_tensor_counts_as_safetensors_holds_it() -> None:
-    torch.save({"q": torch._make_per_tensor_quantized_tensor(torch.arange(4, dtype=torch.int8), 0.5, 3)}, "a.pth")
+    values = torch.arange(4, dtype=torch.int8)
+    made = {f"q{scale}": torch._make_per_tensor_quantized_tensor(values + scale, float(scale), 3) for scale in (1, 2)}
+    torch.save(made, "a.pth")
     pth, safe = (cs.convert("a.pth", name, digest=True).digest for name in ("b.pth", "b.safetensors"))
     assert pth == safe == content_digest(load_file("b.safetensors"))
 
@@ -543,6 +546,11 @@ def test_the_name_of_the_record_is_no_alias_and_no_tensor_hides_it() -> None:
     ).encode()
     Path("c.safetensors").write_bytes(safetensors_bytes(header, struct.pack("<3f", 0, 1, 2)))
     assert list(cs.open("c.safetensors")) == ["w"]
+    save_file({"w": flat}, "d.safetensors", metadata={"v": "w"})
+    with pytest.raises(cs.PlanError, match="would be an alias of 'w', and the metadata has an entry of that name"):
+        cs.remap_in_place("d.safetensors", [f"^v$ => {KEY}"])
+    ref = cs.open("d.safetensors")["w"]
+    assert _aliases.restored({"w": ref}, {KEY: "w"})[0] == {"w": ref}
 
 
 def test_a_recipe_too_long_to_be_kept_says_so(ckpt: Any) -> None:
