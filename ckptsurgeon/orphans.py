@@ -55,10 +55,17 @@ def _left(folder: str, names: Iterable[str], own: set[str]) -> Iterator[Orphan]:
     for name in names:
         base = staged_for(name)
         journal = JOURNAL.fullmatch(name)
-        if base is not None and _concerns(base, own) and not is_held(os.path.join(folder, name)):
+        if base is not None and _concerns(base, own) and not _is_held(os.path.join(folder, name)):
             yield Orphan(name, "a run that was killed left it; the next one that writes there removes it")
         elif base is None and journal is not None and journal[1] in own:
             yield Orphan(name, "shards were taking their places when their writer was stopped; --repair finishes it")
+
+
+def _is_held(path: str) -> bool:
+    try:
+        return is_held(path)
+    except OSError:  # a link, or what this user may not open
+        return False
 
 
 def _concerns(base: str, own: set[str]) -> bool:

@@ -392,6 +392,25 @@ def test_a_whole_file_among_numbered_ones_has_no_orphans() -> None:
     assert cs.verify("model-00001-of-00002.safetensors").orphans == ()
 
 
+def test_a_link_or_a_pipe_of_the_name_of_what_is_staged_is_not_followed(ckpt: Any) -> None:
+    save_file({"a": torch.ones(4)}, "a.safetensors")
+    os.symlink("/dev/zero", ".a.safetensors.0123abcd.part")
+    os.mkfifo(".a.safetensors.0123abce.part")
+    os.mkfifo(".a.safetensors.journal")
+    assert len(ckpt("verify", "a.safetensors", "--json").json["orphans"]) == 3
+
+
+def test_which_state_dict_of_several_is_meant_is_said_by_select_or_by_the_record(ckpt: Any) -> None:
+    state = source()
+    torch.save({"netG": state, "netD": {"x": torch.ones(2)}}, "two.pth")
+    rules = ["--rule", "strip module."]
+    assert ckpt("remap", "two.pth", "-o", "b.pth", "--select", "netG", "--keep-extras", *rules).code == 0
+    assert ckpt("verify", "b.pth", "--against", "two.pth", "--recorded").code == 0
+    assert ckpt("verify", "b.pth", "--against", "two.pth", "--select", "netG", *rules).code == 0
+    assert ckpt("verify", "b.pth", "--against", "two.pth", *rules).code == 2
+    assert ckpt("verify", "b.pth", "--against", "two.pth", "--select", "netD", "--allow-unused").code == 0
+
+
 def test_a_folder_that_may_not_be_listed_has_no_orphans(monkeypatch: pytest.MonkeyPatch) -> None:
     save_file({"a": torch.ones(4)}, "a.safetensors")
 
