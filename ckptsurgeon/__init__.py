@@ -8,6 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ckptsurgeon.audit import verify as verify
     from ckptsurgeon.checkpoint import Checkpoint as Checkpoint
     from ckptsurgeon.checkpoint import Target as Target
     from ckptsurgeon.comparison import Comparison as Comparison
@@ -31,18 +32,19 @@ if TYPE_CHECKING:
     from ckptsurgeon.limits import Limits as Limits
     from ckptsurgeon.limits import limited as limited
     from ckptsurgeon.plans import Plan as Plan
+    from ckptsurgeon.provenance import Provenance as Provenance
     from ckptsurgeon.rules import Recipe as Recipe
     from ckptsurgeon.rules import Rule as Rule
     from ckptsurgeon.surgery import Written as Written
     from ckptsurgeon.surgery import convert as convert
     from ckptsurgeon.surgery import diff as diff
+    from ckptsurgeon.surgery import digest as digest
     from ckptsurgeon.surgery import open_checkpoint as open  # noqa: A004, F401
     from ckptsurgeon.surgery import plan as plan
     from ckptsurgeon.surgery import remap as remap
     from ckptsurgeon.surgery import remap_in_place as remap_in_place
     from ckptsurgeon.surgery import save as save
     from ckptsurgeon.surgery import target_of as target_of
-    from ckptsurgeon.surgery import verify as verify
     from ckptsurgeon.tensor import TensorRef as TensorRef
     from ckptsurgeon.tensor import TensorSpec as TensorSpec
     from ckptsurgeon.verifier import Verification as Verification
@@ -50,6 +52,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "audit": ("verify",),
     "checkpoint": ("Checkpoint", "Target"),
     "comparison": ("Comparison",),
     "differ": ("Diff",),
@@ -71,8 +74,20 @@ _HOMES = {
     "inert": ("Opaque",),
     "limits": ("Limits", "limited"),
     "plans": ("Plan",),
+    "provenance": ("Provenance",),
     "rules": ("Recipe", "Rule"),
-    "surgery": ("Written", "convert", "diff", "open", "plan", "remap", "remap_in_place", "save", "target_of", "verify"),
+    "surgery": (
+        "Written",
+        "convert",
+        "diff",
+        "digest",
+        "open",
+        "plan",
+        "remap",
+        "remap_in_place",
+        "save",
+        "target_of",
+    ),
     "tensor": ("TensorRef", "TensorSpec"),
     "verifier": ("Verification",),
 }

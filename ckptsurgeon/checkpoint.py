@@ -9,6 +9,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ckptsurgeon.errors import InputError, UsageError
+from ckptsurgeon.provenance import Derivation, Provenance
 from ckptsurgeon.sources import Apply, Extent, Fill, Source
 from ckptsurgeon.tensor import Role, TensorRef, TensorSpec, printable
 
@@ -69,7 +70,8 @@ class Checkpoint(Mapping[str, TensorRef]):
 
     Immutable: every step makes a new one. `metadata` is the str → str map of safetensors,
     `versions` torch's `_metadata`, `extras` the rest of the file as inert data, `remarks` what a
-    reader should know of what was not taken.
+    reader should know of what was not taken.  `provenance` is what the file says of how it came about (of a plan's
+    result, what the source's file says), `derived` what a plan made it of.
     """
 
     tensors: Mapping[str, TensorRef]
@@ -78,6 +80,8 @@ class Checkpoint(Mapping[str, TensorRef]):
     extras: Any = field(default_factory=_empty)
     origin: Origin | None = None
     remarks: tuple[str, ...] = ()
+    provenance: Provenance | None = None
+    derived: Derivation | None = None
 
     def __getitem__(self, key: str) -> TensorRef:
         return self.tensors[key]
@@ -110,7 +114,9 @@ class Checkpoint(Mapping[str, TensorRef]):
         return tuple(tuple(group) for group in groups.values() if len(group) > 1)
 
     def replace(self, **changes: Any) -> Checkpoint:
-        """A copy with some fields changed."""
+        """A copy with some fields changed; one of other tensors no longer is what its provenance is about."""
+        if "tensors" in changes:
+            changes = {"provenance": None, "derived": None, **changes}
         return replace(self, **changes)
 
     def state_dict(self) -> OrderedDict[str, torch.Tensor]:

@@ -93,7 +93,7 @@ def compare(a: TensorRef, b: TensorRef, tick: Callable[[int], None] | None = Non
         return Comparison(equal, 0 if equal else None, None, None, None, None, None)
     sums, parts = _Sums(), 2 if "complex" in (a.dtype.kind, b.dtype.kind) else 1
     wide = any(dtype.name in ("int64", "uint64") for dtype in (a.dtype, b.dtype))
-    chunks = (_cut(ref, _CHUNK * ref.dtype.itemsize) for ref in (a, b))
+    chunks = (in_steps(ref, _CHUNK * ref.dtype.itemsize) for ref in (a, b))
     for left, right in zip(*chunks, strict=True):
         sums.add(_side(left, a.dtype, parts, wide), _side(right, b.dtype, parts, wide))
         if tick is not None:
@@ -147,14 +147,14 @@ def compare_all(
 
 def _same_bytes(a: TensorRef, b: TensorRef, tick: Callable[[int], None] | None) -> bool:
     same = True
-    for left, right in zip(_cut(a, _CHUNK), _cut(b, _CHUNK), strict=True):
+    for left, right in zip(in_steps(a, _CHUNK), in_steps(b, _CHUNK), strict=True):
         same = same and left == right
         if tick is not None:
             tick(len(left) + len(right))
     return same
 
 
-def _cut(ref: TensorRef, nbytes: int) -> Iterator[memoryview]:
+def in_steps(ref: TensorRef, nbytes: int) -> Iterator[memoryview]:
     """The bytes of a tensor in steps of exactly `nbytes`, but for the last; copied only where blocks end between."""
     held = bytearray()
     for block in ref.blocks():

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from math import prod
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from ckptsurgeon import versions, wrappers
 from ckptsurgeon.checkpoint import Checkpoint, Target, buffer_words
@@ -19,6 +19,7 @@ from ckptsurgeon.dtypes import DType
 from ckptsurgeon.errors import MOST_SHOWN, Problem, UsageError
 from ckptsurgeon.ops import Match, OperationError, reshaped
 from ckptsurgeon.plans import STRICT, Edge, Edges, Mismatched, Missing, Plan, Policies, Step, Unexpected
+from ckptsurgeon.provenance import Derivation
 from ckptsurgeon.rules import Recipe, Rule, parse, render
 from ckptsurgeon.sources import Apply, Kernel
 from ckptsurgeon.tensor import TensorRef, TensorSpec, only_ones_differ
@@ -47,7 +48,8 @@ class Overlap(Kernel):
 
 def apply_rules(source: Checkpoint, recipe: Recipe, target: Target | None, allow_unused: bool = False) -> Plan:
     """The rules alone: the target is only what `when=target` looks at."""
-    return _replayable(lambda work: work.rules(recipe), source, target, allow_unused)
+    made = _replayable(lambda work: work.rules(recipe), source, target, allow_unused)
+    return _derived(made, recipe, {"allow_unused": True} if allow_unused else {})
 
 
 def _replayable(
@@ -85,7 +87,27 @@ def plan(
         raise UsageError(f"--dtype takes a floating dtype that torch computes, not {dtype}")
     if type(seed) is not int or not 0 <= seed < 1 << 64:
         raise UsageError(f"a seed is a whole number from 0 to 2**64 - 1, not {seed!r}")
-    return _replayable(lambda work: work.all(recipe, policies, dtype, seed), source, target, allow_unused)
+    made = _replayable(lambda work: work.all(recipe, policies, dtype, seed), source, target, allow_unused)
+    decided: dict[str, Any] = {
+        "dtype": None if dtype is None else dtype.name,
+        "unexpected": policies.unexpected,
+        "mismatched": policies.mismatched,
+        "missing": policies.missing,
+        "fit": policies.fit,
+        "allow_unused": allow_unused,
+    }
+    options = {name: value for name, value in decided.items() if value}
+    options |= {"seed": seed} if made.initialised or made.overlapped else {}
+    return _derived(made, recipe, options)
+
+
+def _derived(made: Plan, recipe: Recipe, options: dict[str, Any]) -> Plan:
+    """The plan, whose result says what it was made of."""
+    source, target = made.source, made.target
+    place = (source.origin.format, source.origin.selected) if source.origin else ("", ".")
+    lines = tuple(rule.text for rule in recipe.rules)
+    derived = Derivation(source.tensors, *place, lines, options, None if target is None else target.entries)
+    return replace(made, result=made.result.replace(derived=derived))
 
 
 class _Work:
@@ -358,7 +380,7 @@ class _Work:
     def finish(self) -> Plan:
         pairs = ((self.origin[key], key) for key in self.refs if key in self.origin)
         renamed = versions.renamed(self.source.versions, self.source, pairs)
-        result = self.source.replace(tensors=self.refs, versions=renamed)
+        result = self.source.replace(tensors=self.refs, versions=renamed, provenance=self.source.provenance)
         return Plan(
             self.source,
             self.target,

@@ -1,4 +1,4 @@
-"""The verbs that put it together: open, plan, diff, save, remap, convert.
+"""The verbs that put it together: open, plan, diff, save, remap, convert, digest.
 
 What only some of them need is imported inside of them: a diff of two files does not wait for the
 planner.
@@ -7,7 +7,7 @@ planner.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypedDict, Unpack
 
@@ -16,6 +16,7 @@ from ckptsurgeon.checkpoint import Checkpoint, Target
 from ckptsurgeon.dtypes import DType, parse_dtype
 from ckptsurgeon.errors import PlanError, UsageError
 from ckptsurgeon.limits import Limits, limited
+from ckptsurgeon.provenance import made_of
 
 if TYPE_CHECKING:
     import torch
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     from ckptsurgeon.plans import Mismatched, Missing, Plan, Unexpected
     from ckptsurgeon.rules import Recipe, Rule
     from ckptsurgeon.stream import Budget, Progress
-    from ckptsurgeon.verifier import Verification
 
     Path = str | os.PathLike[str]
     Source = Path | Checkpoint
@@ -202,6 +202,8 @@ class SaveOptions(TypedDict, total=False):
     force: bool
     max_memory: int | str | None
     jobs: int | None
+    provenance: bool
+    digest: bool
     progress: Progress | None
 
 
@@ -209,7 +211,8 @@ class SaveOptions(TypedDict, total=False):
 class Written:
     """What was written: the file, its size in bytes, its format, how many tensors are in it, the
     plan that made it, the extras that were to be kept and could not be, warnings, all files
-    when there are several (`path` is the index of shards then), and older ones that were removed."""
+    when there are several (`path` is the index of shards then), older ones that were removed, and the
+    digest of the contents where it was asked for."""
 
     path: str
     nbytes: int
@@ -220,6 +223,7 @@ class Written:
     warnings: tuple[str, ...] = ()
     files: tuple[str, ...] = ()
     removed: tuple[str, ...] = ()
+    digest: str | None = None
 
 
 def save(
@@ -232,6 +236,8 @@ def save(
     force: bool = False,
     max_memory: int | str | None = None,
     jobs: int | None = None,
+    provenance: bool = True,
+    digest: bool = False,
     progress: Progress | None = None,
 ) -> Written:
     """Write a checkpoint; the format follows the suffix of `path`.
@@ -243,6 +249,8 @@ def save(
     are all written, or with `tied="alias"` the first alone, and the metadata names the others.
     `max_memory` (bytes, or a text such as `512MiB`) bounds what all tensors on their way take in memory,
     beside Python, NumPy and torch themselves; `jobs` threads move them, side by side where there are shards.
+    The file says how it came about (`Checkpoint.provenance`), unless `provenance` is false; with `digest` the
+    digest of its contents is a part of that, for which all that was written is read once more.
     Raises OutputError when the file exists (without `force`) or cannot be
     written, UsageError for an unknown suffix or extras that the format cannot hold, PlanError for
     tensors that it cannot hold, or that cannot be made within `max_memory`.
@@ -252,18 +260,33 @@ def save(
     if not isinstance(ckpt, Checkpoint):
         raise UsageError(f"what is saved is a Checkpoint, as cs.open or a plan makes it, not {type(ckpt).__name__}")
     formats.check_readable(ckpt)
+    if digest and not provenance:
+        raise UsageError("the digest of the contents is a part of the provenance: --digest needs it")
     output = formats.output(path, shard_size, tied)
     budget = stream.budget(formats.parse_size(max_memory, "--max-memory"), jobs)
     problems = formats.problems(ckpt, output, keep_extras)
     problems += stream.problems(ckpt, budget) if budget.strict else []
     if problems:
         raise PlanError(problems)
-    files, lost = formats.files(ckpt, output, keep_extras)
+    keeps = keep_extras and bool(ckpt.extras)
+    said = made_of(ckpt, keep_extras=keeps, content=_NO_DIGEST if digest else None) if provenance else None
+    files, lost = formats.files(ckpt, output, keep_extras, None if said is None else said.text())
     kin = output.is_kin if output.format.shards else stream.no_kin
     names = tuple(name for name, _ in files)
     kept = {os.path.basename(name) for name in names}
     removed = [name for name in stream.older(output.path, kin) if name not in kept]
-    nbytes = stream.write(files, force=force, progress=progress, kin=kin, make_folder=output.folder, budget=budget)
+
+    def seal(staged: Sequence[str]) -> list[tuple[str, formats.Layout]]:
+        nonlocal said
+        assert said is not None
+        whole = _staged(ckpt, staged[:-1] if len(staged) > 1 else staged, said.place)
+        said = replace(said, content=stream.content_digest(whole, budget))
+        return formats.files(ckpt, output, keep_extras, said.text())[0]
+
+    nbytes = stream.write(
+        files, force=force, progress=progress, kin=kin, make_folder=output.folder, budget=budget,
+        seal=seal if digest else None,
+    )  # fmt: skip
     format = output.format if len(files) > 1 else output.holder
     notes = tuple(dict.fromkeys(note for _, layout in files for note in layout.notes))
     return Written(
@@ -276,7 +299,31 @@ def save(
         notes,
         names if len(files) > 1 else (),
         tuple(removed),
+        said.content if said is not None else None,
     )
+
+
+_NO_DIGEST = f"sha256:{0:064}"
+"""What stands in a file for the digest of its contents until they are written."""
+
+
+def _staged(ckpt: Checkpoint, paths: Sequence[str], place: str) -> Checkpoint:
+    """What was written, as it is read: the files of a checkpoint before they take their places."""
+    found = Checkpoint({key: ref for path in paths for key, ref in open_checkpoint(path, place).items()})
+    if formats.expanded(found).keys() != formats.expanded(ckpt).keys():
+        raise AssertionError("other tensors were written than were planned")
+    return found
+
+
+def digest(ckpt: Source, *, select: str | None = None, progress: Progress | None = None) -> str:
+    """The digest of the contents of a checkpoint (`sha256:…`): its names, dtypes, shapes and every byte, whatever
+    file they lie in, in whatever order and shards; every tensor is read once.
+
+    `stream.content_digest` says what it is made of.  Raises InputError, with the key, when a tensor cannot be read.
+    """
+    from ckptsurgeon import stream
+
+    return stream.content_digest(as_checkpoint(ckpt, select), stream.budget(), progress)
 
 
 def carry_out(made: Plan, output: Path, **how: Unpack[SaveOptions]) -> Written:
@@ -367,6 +414,8 @@ def remap(
     force: bool = False,
     max_memory: int | str | None = None,
     jobs: int | None = None,
+    provenance: bool = True,
+    digest: bool = False,
     progress: Progress | None = None,
     **how: Unpack[PlanOptions],
 ) -> Written:
@@ -382,7 +431,7 @@ def remap(
     return carry_out(
         made, output,
         keep_extras=keep_extras, shard_size=shard_size, tied=tied, force=force,
-        max_memory=max_memory, jobs=jobs, progress=progress,
+        max_memory=max_memory, jobs=jobs, provenance=provenance, digest=digest, progress=progress,
     )  # fmt: skip
 
 
@@ -393,6 +442,7 @@ def prepare_in_place(
     *,
     select: str | None = None,
     dry_run: bool = False,
+    provenance: bool = True,
     **how: Unpack[PlanOptions],
 ) -> Changes:
     """What a remap in place comes to: its `.plan`, and the headers that it rewrites; see `remap_in_place`.
@@ -407,7 +457,7 @@ def prepare_in_place(
     repaired = () if dry_run else inplace.recover(source)
     made = prepare(source, None, recipe, to, select=select, **how)
     made = replace(made, warnings=(*repaired, *made.warnings))
-    return inplace.fit(made, inplace.command(source, recipe, to, {"select": select, **how}))
+    return inplace.fit(made, inplace.command(source, recipe, to, {"select": select, **how}), provenance)
 
 
 def carry_out_in_place(changes: Changes) -> Written:
@@ -434,18 +484,20 @@ def remap_in_place(
     to: Like | None = None,
     *,
     select: str | None = None,
+    provenance: bool = True,
     **how: Unpack[PlanOptions],
 ) -> Written:
     """Rename, drop and reshape tensors of a safetensors file, or of an index and its shards, by rewriting headers
     only; no tensor moves, so it takes the same time whatever the file's size.
 
-    The options are those of `plan`.  A kill at any moment leaves the old or the new checkpoint: readers take the
-    right header from a side file, and `verify(repair=True)` or the next remap in place puts the files right.
+    The options are those of `plan`; the `provenance` is written where the header has room for it.  A kill at any
+    moment leaves the old or the new checkpoint: readers take the right header from a side file, and
+    `verify(repair=True)` or the next remap in place puts the files right.
 
     Raises PlanError for what would move or change bytes or does not fit into the header, with the command that
     writes a copy instead; OutputError for a file that has other names or cannot be written.  Then all is as it was.
     """
-    return carry_out_in_place(prepare_in_place(source, rules, to, select=select, **how))
+    return carry_out_in_place(prepare_in_place(source, rules, to, select=select, provenance=provenance, **how))
 
 
 def convert(
@@ -458,39 +510,6 @@ def convert(
 ) -> Written:
     """Write a checkpoint in another format or dtype: a remap without rules; see `save` for `how`."""
     return remap(source, output, select=select, dtype=dtype, **how)
-
-
-def verify(
-    source: Path,
-    against: Source | None = None,
-    *,
-    select: str | None = None,
-    repair: bool = False,
-    progress: Progress | None = None,
-) -> Verification:
-    """Read every byte of a checkpoint and hold it against its checksums; with `against`, compare it
-    with another one, values too.
-
-    With `repair` an in-place change that was interrupted is taken back, or completed if it was made, and shards that
-    were taking their places when their writer was killed get there; nothing else is written, and `.repaired` says
-    what was done.
-    `.against` of the result is the comparison; None without `against`, and where the file is damaged.
-    Raises InputError when a header or an index is not as it should be.
-    """
-    from ckptsurgeon import verifier
-
-    repaired: tuple[str, ...] = ()
-    if repair:
-        from ckptsurgeon import inplace, stream
-
-        name = os.fsdecode(source)
-        whole = os.path.isdir(name)  # of a file only what is called after it
-        done = stream.recover(os.path.join(name, "*") if whole else name, lambda beside: whole)
-        repaired = (*(f"put the shards of {output} in their places" for output in done), *inplace.recover(source))
-    found = replace(verifier.verify(formats.inspect(source), progress), repaired=repaired)
-    if against is None or not found.ok:
-        return found
-    return replace(found, against=diff(source, against, select=select, values=True, progress=progress))
 
 
 def recipe(path: Path | None, rules: Iterable[str | Rule] | None) -> Recipe | None:

@@ -14,11 +14,14 @@ from typing import TYPE_CHECKING
 from ckptsurgeon import evaluate, formats
 from ckptsurgeon.errors import InputError, Problem
 from ckptsurgeon.formats import Document
+from ckptsurgeon.provenance import Provenance
 from ckptsurgeon.sources import Extent
 from ckptsurgeon.tensor import TensorRef
 
 if TYPE_CHECKING:
     from ckptsurgeon.differ import Diff
+    from ckptsurgeon.orphans import Orphan
+    from ckptsurgeon.proofs import Proof
 
 Progress = Callable[[int, int], None]
 
@@ -28,7 +31,11 @@ class Verification:
     """What was found: `tensors` that were read and their `nbytes` in the file, `checksums` that were
     held against their bytes, tensors whose bytes the file does not hold (`absent`: sparse, meta …),
     `remarks` on what is odd but can be read, and `problems`.  `against` is the comparison with another
-    file, where one was asked for; `repaired` says what a repair did before."""
+    file, where one was asked for, and `proof` that with what a recipe makes of it; `repaired` says what a repair did
+    before.  `orphans` lie beside the file and are no part of it; `provenance` is what the file says of itself; `digest`
+    that of its contents, where it was asked for or recorded; `nan_inf` are names of tensors with the
+    counts of their NaN and infinities; `made_of_it` tells, where values differ, whether the file says that the other
+    one was its source."""
 
     path: str
     format: str
@@ -41,6 +48,12 @@ class Verification:
     problems: tuple[Problem, ...]
     against: Diff | None = None
     repaired: tuple[str, ...] = ()
+    proof: Proof | None = None
+    orphans: tuple[Orphan, ...] = ()
+    provenance: Provenance | None = None
+    digest: str | None = None
+    nan_inf: tuple[tuple[str, int, int], ...] | None = None
+    made_of_it: bool | None = None
 
     @property
     def ok(self) -> bool:
@@ -79,6 +92,7 @@ def verify(document: Document, progress: Progress | None = None) -> Verification
         tuple(name for name, ref in found if ref.absent is not None),
         (*document.interrupted, *document.remarks),
         tuple(problems),
+        provenance=document.provenance,
     )
 
 

@@ -14,6 +14,9 @@ import torch
 
 import ckptsurgeon as cs
 
+KEY = "ckptsurgeon.provenance"
+"""The entry of the metadata, and of an index, that says how a file came about."""
+
 
 def bits(tensor: torch.Tensor) -> torch.Tensor:
     """The bytes of a tensor, so that NaN and negative zero compare as they are."""

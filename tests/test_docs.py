@@ -112,6 +112,8 @@ def test_the_json_objects_have_exactly_the_documented_fields(ckpt: Any, resnet_b
     cs.convert("gan.pth", "b.safetensors", select="netG")
     raw = Path("gan.pth").read_bytes()
     Path("bad.pth").write_bytes(raw.replace(b"\0\0\x80?" * 2, b"\0\0\x80@" * 2))
+    cs.convert("gan.pth", "m.safetensors.index.json", select="netD")
+    Path("m-00002-of-00002.safetensors").write_bytes(b"")
     spec = "torchvision:resnet18,num_classes=10"
     seen: dict[str, set[str]] = {}
     for words in (
@@ -122,6 +124,7 @@ def test_the_json_objects_have_exactly_the_documented_fields(ckpt: Any, resnet_b
         ["ls", "--extras", resnet_bundle],
         ["verify", "gan.pth", "--against", "gan.pth", "--select", "netG"],
         ["verify", "bad.pth"],
+        ["verify", "m.safetensors.index.json", "--against", "b.safetensors", "--nan", "--rule", "w => v"],
         ["diff", resnet_bundle, spec],
         ["diff", resnet_bundle, spec, "--rule", "strip module."],
         ["diff", "gan.pth", "gan2.pth", "--select", ".", "--values"],
@@ -135,5 +138,15 @@ def test_the_json_objects_have_exactly_the_documented_fields(ckpt: Any, resnet_b
     assert sorted(seen) == [f"ckptsurgeon.{kind}/1" for kind in kinds]
     for schema, got in seen.items():
         told = documented(schema)
-        free = ("others[].", "metadata.", "dropped.", "missing.", "mismatched.", "tree.", "extras.", "against.")
+        free = (
+            "others[].",
+            "metadata.",
+            "dropped.",
+            "missing.",
+            "mismatched.",
+            "tree.",
+            "extras.",
+            "against.",
+            "provenance.",
+        )
         assert {f for f in got if not f.startswith(free)} == {f for f in told if not f.startswith(free)}, schema

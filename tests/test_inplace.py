@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import assert_same_tensors, safetensors_bytes
+from helpers import KEY, assert_same_tensors, safetensors_bytes
 from interrupted import FILE, INDEX, TENSORS, hidden, left, one_file, shard, three_shards
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file, save_model
@@ -130,6 +130,7 @@ def test_shards_change_together_and_those_without_tensors_go() -> None:
     written = cs.remap_in_place(INDEX, ["strip module.", "drop [aef]"])
     index = json.loads(Path(INDEX).read_text())
     assert index["weight_map"] == {"b": shard(1), "c": shard(2), "d": shard(2)}
+    assert index["metadata"].pop(KEY)
     assert (index["metadata"], index["more"]) == ({"total_size": 180, "who": "me"}, 1)
     assert sorted(os.listdir("m")) == [shard(1), shard(2), os.path.basename(INDEX)]
     got = {**load_file(f"m/{shard(1)}"), **load_file(f"m/{shard(2)}")}
@@ -144,7 +145,7 @@ def test_a_rename_of_shards_keeps_a_size_that_others_count_otherwise() -> None:
     Path(INDEX).write_text(json.dumps({**index, "metadata": {"total_size": 9}}))
     cs.remap_in_place("m", [r"^module\.a$ => first"])
     index = json.loads(Path(INDEX).read_text())
-    assert index["metadata"] == {"total_size": 9}
+    assert index["metadata"] == {"total_size": 9, KEY: index["metadata"][KEY]}
     assert list(index["weight_map"]) == ["first", *(f"module.{key}" for key in "bcdef")]
 
 

@@ -21,7 +21,7 @@ import timm
 import torch
 import torchvision
 import transformers
-from helpers import assert_same_tensors
+from helpers import KEY, assert_same_tensors
 from models import Tied
 from pytorch_lightning.utilities.parsing import AttributeDict
 from resnet18 import telling
@@ -112,7 +112,7 @@ def test_safe_open_gives_every_tensor_and_parts_of_it() -> None:
         assert file.offset_keys() == list(state)
         assert_same_tensors({key: file.get_tensor(key) for key in state}, state)
         assert torch.equal(file.get_slice("fc.weight")[2:5], state["fc.weight"][2:5])
-        assert file.metadata() == {"format": "pt"}
+        assert file.metadata() == {"format": "pt", KEY: file.metadata()[KEY]}
 
 
 def test_load_model_of_safetensors_takes_aliases_for_a_tied_model() -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import leftovers
-from helpers import assert_same_tensor, assert_same_tensors, save_legacy
+from helpers import KEY, assert_same_tensor, assert_same_tensors, save_legacy
 from hypothesis import given
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -54,7 +54,7 @@ def test_a_safetensors_file_holds_every_form_that_safetensors_knows() -> None:
     cs.convert("a.pth", "b.safetensors")
     assert_same_tensors(load_file("b.safetensors"), state, ordered=False)
     with safe_open("b.safetensors", "pt") as file:
-        assert file.metadata() == {"format": "pt"}
+        assert file.metadata() == {"format": "pt", KEY: file.metadata()[KEY]}
 
 
 def test_a_dtype_that_the_format_cannot_hold_is_named_and_nothing_is_written() -> None:
@@ -309,6 +309,9 @@ def test_metadata_of_safetensors_is_kept() -> None:
     save_file({"w": torch.ones(2)}, "a.safetensors", metadata={"who": "me"})
     cs.remap("a.safetensors", "b.safetensors", ["w => v"])
     with safe_open("b.safetensors", "pt") as file:
+        assert file.metadata() == {"format": "pt", "who": "me", KEY: file.metadata()[KEY]}
+    cs.remap("a.safetensors", "c.safetensors", ["w => v"], provenance=False)
+    with safe_open("c.safetensors", "pt") as file:
         assert file.metadata() == {"format": "pt", "who": "me"}
 
 

@@ -97,6 +97,16 @@ Jobs = Annotated[
     int | None,
     typer.Option(min=1, max=256, metavar="N", help="Threads that move tensors; shards are written side by side."),
 ]
+NoProvenance = Annotated[
+    bool,
+    typer.Option("--no-provenance", help="Leave out of the output what it was made of, by which rules and version."),
+]
+WithDigest = Annotated[
+    bool,
+    typer.Option(
+        "--digest", help="Put a digest of the contents, whatever their format and shards, into the provenance."
+    ),
+]
 NoCache = Annotated[
     bool, typer.Option("--no-cache", help="Build the model of a spec anew, though its header is in the cache.")
 ]

@@ -23,6 +23,8 @@ from ckptsurgeon.formats._outputs import (
 from ckptsurgeon.formats._table import FORMATS, Format, inspect, members, probe
 from ckptsurgeon.formats._tree import Candidate, summary
 from ckptsurgeon.formats._values import kind_of, tensor_of
+from ckptsurgeon.formats.safetensors import expanded
+from ckptsurgeon.formats.sharded import numbered, parts_of
 from ckptsurgeon.tensor import TensorRef
 
 __all__ = [
@@ -38,13 +40,16 @@ __all__ = [
     "Tied",
     "check_extras",
     "check_readable",
+    "expanded",
     "files",
     "inspect",
     "kind_of",
     "members",
+    "numbered",
     "optimizers",
     "output",
     "parse_size",
+    "parts_of",
     "probe",
     "problems",
     "summary",

@@ -9,10 +9,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from ckptsurgeon.checkpoint import Checkpoint
+from ckptsurgeon.provenance import KEY
 from ckptsurgeon.tensor import TensorRef
 
 FORMAT = "format"
-"""Every file that torch reads has this entry, which is never an alias."""
+"""Every file that torch reads has this entry."""
+RESERVED = frozenset((FORMAT, KEY))
+"""Entries that are never an alias."""
 
 
 def collapsed(ckpt: Checkpoint) -> Checkpoint:
@@ -22,7 +25,7 @@ def collapsed(ckpt: Checkpoint) -> Checkpoint:
         kept: list[str] = []
         for key in group:
             same = next((first for first in kept if ckpt[first].spec == ckpt[key].spec), None)
-            if same is None or key in ckpt.metadata or key == FORMAT:
+            if same is None or key in ckpt.metadata or key in RESERVED:
                 kept.append(key)
             else:
                 aliases[key] = same
@@ -37,7 +40,9 @@ def restored(
 ) -> tuple[dict[str, TensorRef], Mapping[str, str]]:
     """With the names that the metadata calls aliases of tensors in the file, behind all others."""
     aliases = {
-        alias: kept for alias, kept in metadata.items() if kept in tensors and alias not in tensors and alias != FORMAT
+        alias: kept
+        for alias, kept in metadata.items()
+        if kept in tensors and alias not in tensors and alias not in RESERVED
     }
     if not aliases:
         return tensors, metadata

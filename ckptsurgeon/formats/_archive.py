@@ -27,7 +27,7 @@ def roots(members: Mapping[str, Member], name: str) -> list[str]:
     return [root for root in found if root.count("/") <= 1]
 
 
-def content(probe: Probe, member: Member, most: int, limit: str) -> bytes:
+def content(probe: Probe, member: Member, most: int, limit: str = "pickle_bytes") -> bytes:
     """The bytes of a member, proven by its checksum; LimitError when they are more than `most`, which `limit` says.
 
     What is compressed may be no larger than `inflated_bytes` either: its size costs a file nothing.
@@ -61,7 +61,7 @@ def byteorder(probe: Probe, root: str) -> Literal["little", "big"]:
         return "little"
     if member.size > _LONGEST_WORD:
         raise InputError(f"{member.name} has {member.size} bytes, neither little nor big", path=probe.file.path)
-    word = content(probe, member, _LONGEST_WORD, "pickle_bytes")
+    word = content(probe, member, _LONGEST_WORD)
     if word == b"big":
         return "big"
     if word != b"little":
@@ -93,7 +93,7 @@ def locator(
 
 def unpickled(probe: Probe, name: str, builders: Mapping[str, Builder], persistent: Callable[[Any], Any]) -> Any:
     """The object in the pickle that the member `name` is, to its last byte."""
-    pickled = content(probe, probe.members[name], probe.limits.pickle_bytes, "pickle_bytes")
+    pickled = content(probe, probe.members[name], probe.limits.pickle_bytes)
     try:
         tree, end = _pickle.loads(pickled, builders=builders, persistent=persistent, limits=probe.limits)
     except (BadPickle, BadRecord) as error:

@@ -13,6 +13,7 @@ from ckptsurgeon.errors import AmbiguousError, InputError, LimitError, UsageErro
 from ckptsurgeon.formats import _select, _splice, _tree
 from ckptsurgeon.formats._tree import Candidate
 from ckptsurgeon.limits import current
+from ckptsurgeon.provenance import Provenance
 from ckptsurgeon.sources import Absent, Source
 from ckptsurgeon.tensor import TensorRef
 
@@ -61,7 +62,7 @@ class Document:
     formats that have one, `lacks` why a file of its kind has no state dict, where that is known.
 
     A sharded one names its `shards`; `remarks` are what is odd about a file, though it can be read;
-    `interrupted` says of in-place changes which were not finished.
+    `interrupted` says of in-place changes which were not finished; `provenance` is what the file says of itself.
     """
 
     path: str
@@ -72,6 +73,7 @@ class Document:
     shards: tuple[str, ...] = ()
     remarks: tuple[str, ...] = ()
     interrupted: tuple[str, ...] = ()
+    provenance: Provenance | None = None
 
     @cached_property
     def candidates(self) -> tuple[Candidate, ...]:
@@ -144,4 +146,4 @@ class Document:
         extras, place = _splice.remove(self.root, found.path, found.rest)
         origin = Origin(self.path, self.format, found.path, place)
         remarks = (*self.interrupted, *([_loose(found)] if found.loose else []))
-        return Checkpoint(found.tensors, dict(self.metadata), found.versions, extras, origin, remarks)
+        return Checkpoint(found.tensors, dict(self.metadata), found.versions, extras, origin, remarks, self.provenance)

@@ -116,12 +116,14 @@ def writer_for(path: str | os.PathLike[str]) -> Format:
     )
 
 
-def files(ckpt: Checkpoint, output: Output, keep_extras: bool = False) -> tuple[list[tuple[str, Layout]], list[str]]:
+def files(
+    ckpt: Checkpoint, output: Output, keep_extras: bool = False, provenance: str | None = None
+) -> tuple[list[tuple[str, Layout]], list[str]]:
     """The files that an output consists of, in the order in which they come into being (an index is
     the last), and the names of the extras that are in none of them.
 
-    Without `keep_extras` they hold the flat state dict.  Raises UsageError for extras which are to
-    be kept and cannot be.
+    Without `keep_extras` they hold the flat state dict.  The text of the `provenance` stands in the index of
+    shards, or in the one file.  Raises UsageError for extras which are to be kept and cannot be.
     """
     check_extras(ckpt.extras if keep_extras else None, output.format)
     safe = output.holder.name == safetensors.NAME
@@ -129,43 +131,44 @@ def files(ckpt: Checkpoint, output: Output, keep_extras: bool = False) -> tuple[
     ckpt = safetensors.expanded(ckpt) if safe else ckpt
     aliased = safe and output.tied == "alias"
     if not output.format.shards:
-        layout, lost = _layout(_aliases.collapsed(ckpt) if aliased else ckpt, output.format, keep_extras)
+        layout, lost = _layout(_aliases.collapsed(ckpt) if aliased else ckpt, output.format, keep_extras, provenance)
         return [(output.path, replace(layout, notes=notes))], lost
-    made = _shards(ckpt, output, aliased)
+    made = _shards(ckpt, output, aliased, provenance)
     return [*made[:-1], (made[-1][0], replace(made[-1][1], notes=notes))], []
 
 
-def _shards(ckpt: Checkpoint, output: Output, aliased: bool) -> list[tuple[str, Layout]]:
+def _shards(ckpt: Checkpoint, output: Output, aliased: bool, provenance: str | None) -> list[tuple[str, Layout]]:
     """Shards and their index; in a folder one shard alone has none."""
     together: Literal["spec", "dtype"] | None = "spec" if aliased else "dtype" if output.holder.extras else None
     parts = sharded.split(ckpt, output.shard_size, together)
     if aliased:
         parts = [_aliases.collapsed(part) for part in parts]
-    laid_out = [_layout(part, output.holder, False)[0] for part in parts]
-    if output.folder and len(parts) == 1:
+    alone = output.folder and len(parts) == 1
+    laid_out = [_layout(part, output.holder, False, provenance if alone else None)[0] for part in parts]
+    if alone:
         return [(output.path.removesuffix(_INDEX), laid_out[0])]
     folder, base = os.path.split(output.path)
     names = sharded.shard_names(base, len(parts))
     place = {key: name for name, part in zip(names, parts, strict=True) for key in part}
     total = sum(sharded.nbytes(part.values(), together=output.holder.extras) for part in parts)
-    index = sharded.index_bytes({key: place[key] for key in ckpt if key in place}, total)
+    index = sharded.index_bytes({key: place[key] for key in ckpt if key in place}, total, provenance)
     made = [(os.path.join(folder, name), layout) for name, layout in zip(names, laid_out, strict=True)]
     return [*made, (output.path, Layout((index,)))]
 
 
-def _layout(ckpt: Checkpoint, format: Format, keep_extras: bool) -> tuple[Layout, list[str]]:
+def _layout(ckpt: Checkpoint, format: Format, keep_extras: bool, provenance: str | None) -> tuple[Layout, list[str]]:
     assert format.layout is not None
     plain = {key: replace(ref, stored=None) for key, ref in ckpt.items()}  # a state dict's are no parameters
     state = _splice.StateDict(plain, ckpt.versions)
     keys = {id(ref): key for refs in (ckpt, plain) for key, ref in refs.items()}
     if not keep_extras or not ckpt.extras:
-        return replace(format.layout(ckpt, _cleaned(state)), keys=keys), []
+        return replace(format.layout(ckpt, _cleaned(state), provenance), keys=keys), []
     from ckptsurgeon.formats import _pickler
 
     select, place = _place(ckpt)
     placed, opened = _splice.insert(ckpt.extras, select, place, state)
     root, lost = _pickler.cleaned(placed)
-    return replace(format.layout(ckpt, root), keys=keys), [*opened, *lost]
+    return replace(format.layout(ckpt, root, provenance), keys=keys), [*opened, *lost]
 
 
 def _cleaned(state: _splice.StateDict) -> _splice.StateDict:

@@ -51,7 +51,7 @@ class Format:
     suffixes: tuple[str, ...] = ()
     extras: bool = False
     problems: Callable[[Checkpoint], list[Problem]] = lambda ckpt: []
-    layout: Callable[[Checkpoint, Any], Layout] | None = None
+    layout: Callable[[Checkpoint, Any, str | None], Layout] | None = None
     shards: str = ""
     listed: str = ""
 

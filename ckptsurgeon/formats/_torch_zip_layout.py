@@ -14,6 +14,7 @@ from typing import Any
 
 from ckptsurgeon.formats import _pickler
 from ckptsurgeon.formats._layout import Layout, shift
+from ckptsurgeon.provenance import MEMBER
 from ckptsurgeon.tensor import TensorRef
 
 _ROOT = "archive"
@@ -39,8 +40,8 @@ class _Record:
         return zlib.crc32(self.body) if isinstance(self.body, bytes) else 0
 
 
-def layout(root: Any) -> Layout:
-    """The archive whose object is `root`: cleaned data that holds the state dict."""
+def layout(root: Any, provenance: str | None = None) -> Layout:
+    """The archive whose object is `root`: cleaned data that holds the state dict; the `provenance` is ASCII."""
     bodies: list[TensorRef] = []
     keys: dict[tuple[Hashable, str], str] = {}
 
@@ -53,6 +54,7 @@ def layout(root: Any) -> Layout:
         return key
 
     pickle = _pickler.dumps(root, storage)
+    said = [] if provenance is None else [_Record(MEMBER, provenance.encode("ascii"))]
     records = [
         _Record("data.pkl", pickle),
         _Record(".format_version", b"1"),
@@ -60,6 +62,7 @@ def layout(root: Any) -> Layout:
         _Record("byteorder", b"little"),
         *(_Record(f"data/{key}", ref) for key, ref in enumerate(bodies)),
         _Record("version", b"3\n"),
+        *said,
     ]
     return _archive(records)
 

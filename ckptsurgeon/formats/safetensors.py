@@ -17,13 +17,14 @@ from ckptsurgeon.checkpoint import Checkpoint
 from ckptsurgeon.dtypes import BY_CODE, DTYPES
 from ckptsurgeon.errors import InputError, LimitError, Problem, brief, quoted
 from ckptsurgeon.evaluate import read_exactly
-from ckptsurgeon.formats import sidefile
+from ckptsurgeon.formats import _provenance, sidefile
 from ckptsurgeon.formats._aliases import restored
 from ckptsurgeon.formats._document import Document
 from ckptsurgeon.formats._entries import entries
 from ckptsurgeon.formats._layout import Layout, shift
 from ckptsurgeon.formats._probe import Probe
 from ckptsurgeon.limits import Limits
+from ckptsurgeon.provenance import KEY
 from ckptsurgeon.sources import Extent, File, Inline
 from ckptsurgeon.tensor import Quantizer, TensorRef, TensorSpec
 
@@ -59,7 +60,9 @@ def read(probe: Probe) -> Document:
     """The tensors in the file; InputError when the header is not what the specification allows."""
     found = header(probe)
     interrupted = () if found.pending is None else (found.pending,)
-    return Document(probe.file.path, NAME, *restored(found.tensors, found.metadata), interrupted=interrupted)
+    metadata, provenance = _provenance.taken(found.metadata)
+    tensors, metadata = restored(found.tensors, metadata)
+    return Document(probe.file.path, NAME, tensors, metadata, interrupted=interrupted, provenance=provenance)
 
 
 def header(probe: Probe) -> Header:
@@ -243,12 +246,13 @@ def _is_utf8(text: str) -> bool:
     return True
 
 
-def layout(ckpt: Checkpoint, root: Any) -> Layout:
+def layout(ckpt: Checkpoint, root: Any, provenance: str | None = None) -> Layout:
     """The header, then every tensor in full; `root` is not used (this format holds no extras).
 
     Tensors lie in the checkpoint's order where that leaves each aligned to its element size;
     otherwise the largest elements come first, as safetensors itself writes them.  Where that
     serves most of the bytes, the header ends with blanks, so that they lie as in their source (`shift`).
+    The text of the `provenance` stands in the metadata.
     """
     tensors = expanded(ckpt)
     order = list(tensors)
@@ -258,7 +262,8 @@ def layout(ckpt: Checkpoint, root: Any) -> Layout:
     for key in order:
         begins[key] = at
         at += tensors[key].nbytes
-    raw = header_json(tensors, begins, {**ckpt.metadata, "format": "pt"})
+    record = {} if provenance is None else {KEY: provenance}
+    raw = header_json(tensors, begins, {**ckpt.metadata, "format": "pt", **record})
     raw += b" " * (-len(raw) % _ALIGN)
     shifts: dict[int, int] = {}
     for key in order:

@@ -16,17 +16,18 @@ from typing import Any, Literal
 
 from ckptsurgeon.checkpoint import Checkpoint
 from ckptsurgeon.errors import MOST_SHOWN, InputError, LimitError, brief, quoted
-from ckptsurgeon.formats import _json, sidefile
+from ckptsurgeon.formats import _json, _provenance, sidefile
 from ckptsurgeon.formats._aliases import restored
 from ckptsurgeon.formats._document import Document
 from ckptsurgeon.formats._inside import is_inside, part
 from ckptsurgeon.formats._probe import Probe
+from ckptsurgeon.provenance import KEY, Provenance
 from ckptsurgeon.sources import Extent, File
 from ckptsurgeon.tensor import TensorRef
 
 SAFETENSORS, TORCH_ZIP = "sharded-safetensors", "sharded-torch-zip"
 _PREFIX = "sharded-"
-_OWN = frozenset({"total_size", "total_parameters"})
+_OWN = frozenset({"total_size", "total_parameters", KEY})
 _NUMBERED = re.compile(r"(?P<stem>.+)-(?P<number>\d+)-of-(?P<count>\d+)(?P<suffix>\.\w+)")
 Open = Callable[[str], Document]
 
@@ -162,6 +163,7 @@ class _Assembled:
         self.wrong: list[tuple[str, str]] = []
         self.remarks: list[str] = []
         self.interrupted: list[str] = []
+        self.provenance: Provenance | None = None
 
     def add(self, name: str, opened: tuple[Document, Checkpoint]) -> None:
         document, ckpt = opened
@@ -187,6 +189,8 @@ class _Assembled:
         self.order(list(index.weight_map))
         texts = {k: v for k, v in index.metadata.items() if k not in _OWN and isinstance(v, str)}
         self.metadata = {**texts, **self.metadata}
+        said = index.metadata.get(KEY)
+        self.provenance = _provenance.read(said) if isinstance(said, str) else None
         odd = _of_another_dtype(index, self.shards)
         if odd is not None:
             self.wrong.append(odd)
@@ -222,7 +226,8 @@ class _Assembled:
             root._metadata = self.versions  # type: ignore[attr-defined]
         format = f"{_PREFIX}{self.format}" if self.format else SAFETENSORS  # an index of no tensors names no shard
         interrupted = tuple(dict.fromkeys(self.interrupted))
-        return Document(self.path, format, root, metadata, None, self.paths(), tuple(self.remarks), interrupted)
+        remarks = tuple(self.remarks)
+        return Document(self.path, format, root, metadata, None, self.paths(), remarks, interrupted, self.provenance)
 
     def files(self) -> Iterator[File]:
         """The shards as they were when their headers were read, those that hold anything."""
@@ -349,9 +354,10 @@ def _totals(refs: Sequence[TensorRef]) -> set[int]:
     return {nbytes(refs), nbytes(refs, together=False), sum(storages.values())}
 
 
-def index_bytes(weight_map: Mapping[str, str], total: int) -> bytes:
+def index_bytes(weight_map: Mapping[str, str], total: int, provenance: str | None = None) -> bytes:
     """The text of an `index.json`."""
-    return (json.dumps({"metadata": {"total_size": total}, "weight_map": dict(weight_map)}, indent=2) + "\n").encode()
+    metadata = {"total_size": total} if provenance is None else {KEY: provenance, "total_size": total}
+    return (json.dumps({"metadata": metadata, "weight_map": dict(weight_map)}, indent=2) + "\n").encode()
 
 
 def shard_names(index: str, count: int) -> list[str]:

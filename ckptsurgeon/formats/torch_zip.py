@@ -11,12 +11,13 @@ from typing import Any
 
 from ckptsurgeon.checkpoint import Checkpoint
 from ckptsurgeon.errors import InputError, Problem
-from ckptsurgeon.formats import _archive
+from ckptsurgeon.formats import _archive, _provenance
 from ckptsurgeon.formats._document import Document
 from ckptsurgeon.formats._layout import Layout
 from ckptsurgeon.formats._probe import Probe
 from ckptsurgeon.formats._rebuild import builders
 from ckptsurgeon.formats._tensors import Storages
+from ckptsurgeon.provenance import MEMBER, MOST, Provenance
 
 NAME = "torch-zip"
 
@@ -30,11 +31,12 @@ def problems(ckpt: Checkpoint) -> list[Problem]:
     ]
 
 
-def layout(ckpt: Checkpoint, root: Any) -> Layout:
-    """The archive whose object is `root`: cleaned data that holds the state dict."""
+def layout(ckpt: Checkpoint, root: Any, provenance: str | None = None) -> Layout:
+    """The archive whose object is `root`, cleaned data that holds the state dict; the text of the `provenance` is a
+    record of its own."""
     from ckptsurgeon.formats import _torch_zip_layout
 
-    return _torch_zip_layout.layout(root)
+    return _torch_zip_layout.layout(root, provenance)
 
 
 def sniff(probe: Probe) -> bool:
@@ -50,4 +52,16 @@ def read(probe: Probe) -> Document:
     root = roots[0]
     locate = _archive.locator(probe, lambda key: f"{root}data/{key}", _archive.byteorder(probe, root))
     tree = _archive.unpickled(probe, f"{root}data.pkl", builders(probe.limits), Storages(locate))
-    return Document(probe.file.path, NAME, tree)
+    return Document(probe.file.path, NAME, tree, provenance=_said(probe, f"{root}{MEMBER}"))
+
+
+def _said(probe: Probe, name: str) -> Provenance | None:
+    member = probe.members.get(name)
+    if member is None:
+        return None
+    if (nbytes := max(member.size, member.packed)) > MOST:
+        return _provenance.too_long(nbytes)
+    try:
+        return _provenance.read(_archive.content(probe, member, MOST))
+    except InputError as error:  # what it is about can be read nevertheless
+        return Provenance(problem=error.cause)

@@ -13,12 +13,13 @@ from typing import Any
 from ckptsurgeon import formats
 from ckptsurgeon.errors import InputError, Problem, UsageError
 from ckptsurgeon.formats import safetensors, sharded
-from ckptsurgeon.formats._aliases import FORMAT, restored
+from ckptsurgeon.formats._aliases import RESERVED, restored
 from ckptsurgeon.formats.sidefile import Emptied
 from ckptsurgeon.inplace import disk
 from ckptsurgeon.inplace.headers import Misfit, Place, place_of, rewritten
 from ckptsurgeon.limits import Limits, current
 from ckptsurgeon.plans import Plan
+from ckptsurgeon.provenance import KEY, Provenance, made_of
 from ckptsurgeon.rules import Recipe
 from ckptsurgeon.sources import File, Inline
 from ckptsurgeon.tensor import TensorRef
@@ -36,7 +37,8 @@ class FileChange:
 @dataclass(frozen=True)
 class Changes:
     """A plan, and what it rewrites in place: the `files` whose header changes, shards that are `emptied` and go, and
-    the text of the `index` before and after.  With problems in the plan there is nothing of it."""
+    the text of the `index` before and after; `crowded` tells that the provenance found no room.  With problems in the
+    plan there is nothing of it."""
 
     plan: Plan
     path: str
@@ -44,6 +46,7 @@ class Changes:
     emptied: tuple[Emptied, ...] = ()
     index: tuple[bytes, bytes] | None = None
     nbytes: int = 0
+    crowded: bool = False
 
     @property
     def any(self) -> bool:
@@ -84,9 +87,9 @@ class _Set:
         return {key: ref for _, header in self.headers.values() for key, ref in header.tensors.items()}
 
 
-def fit(plan: Plan, command: str) -> Changes:
+def fit(plan: Plan, command: str, provenance: bool = True) -> Changes:
     """What a plan rewrites in place; where it cannot, its problems are those of the plan, with the `command` that
-    does the same by writing a copy.
+    does the same by writing a copy.  With `provenance` the file says how it came about, where there is room for that.
 
     Raises OutputError for a file that has other names, InputError when one is not as it was when the plan was
     made, UsageError for a plan about a part of a file.
@@ -107,7 +110,8 @@ def fit(plan: Plan, command: str) -> Changes:
     wanted, problems = _placed(plan, found)
     problems += [replace(problem, kind="in-place") for problem in safetensors.problems(plan.result)]
     problems += _inconsistent(plan, found)
-    made = None if problems else _made(plan, found, wanted, problems, limits)
+    said = made_of(plan.result) if provenance else None
+    made = None if problems else _made(plan, found, wanted, said, problems, limits)
     return _refused(plan, problems, command) if problems or made is None else made
 
 
@@ -220,6 +224,7 @@ def _made(
     plan: Plan,
     found: _Set,
     wanted: Mapping[str, dict[str, tuple[TensorRef, Place]]],
+    said: Provenance | None,
     problems: list[Problem],
     limits: Limits,
 ) -> Changes | None:
@@ -230,24 +235,27 @@ def _made(
         key
         for _, header in found.headers.values()
         for key in header.metadata
-        if key in plan.source and key not in physical and key != FORMAT
+        if key in plan.source and key not in physical and key not in RESERVED
     }
-    files, emptied, nbytes = [], [], 0
+    files, emptied, nbytes, crowded = [], [], 0, False
     placed: dict[str, str] = {}
     merged: dict[str, str] = {}
     for name, (file, header) in found.headers.items():
         if found.index is not None and not wanted[name]:
             emptied.append(_emptied(file, 8 + header.length))
             continue
-        own = {key: text for key, text in header.metadata.items() if key not in aliases}
+        own = {key: text for key, text in header.metadata.items() if key not in aliases and key != KEY}
         metadata = _metadata(own, plan.source.metadata, plan.result.metadata)
         try:
-            new = rewritten(file, header, wanted[name], metadata, limits, found.index is None)
+            new = rewritten(
+                file, header, wanted[name], metadata, said if found.index is None else None, limits, found.index is None
+            )
         except Misfit as misfit:
             problems.append(misfit.problem)
             continue
         if new.region is not None:
             files.append(FileChange(file, new.region, new.size))
+            crowded = said is not None and found.index is None and not new.said
         nbytes += new.size
         placed |= {key: name for key in wanted[name] if key not in new.aliases}
         merged = {**metadata, **new.aliases, **merged}
@@ -262,8 +270,8 @@ def _made(
         listed = placed
         if aliases & set(found.index.weight_map):  # it lists them too
             listed = {key: name for name, keys in wanted.items() for key in keys}
-        index = (found.index.text, _index(plan, found.index, listed, physical, placed))
-    return Changes(plan, found.path, tuple(files), tuple(emptied), index, nbytes)
+        index = (found.index.text, _index(plan, found.index, listed, physical, placed, said, bool(files or emptied)))
+    return Changes(plan, found.path, tuple(files), tuple(emptied), index, nbytes, crowded)
 
 
 def _emptied(file: File, header: int) -> Emptied:
@@ -282,23 +290,33 @@ def _metadata(own: Mapping[str, str], before: Mapping[str, str], after: Mapping[
 
 
 def _index(
-    plan: Plan, index: sharded.Index, listed: Mapping[str, str], before: Mapping[str, TensorRef], after: Iterable[str]
+    plan: Plan,
+    index: sharded.Index,
+    listed: Mapping[str, str],
+    before: Mapping[str, TensorRef],
+    after: Iterable[str],
+    said: Provenance | None,
+    changed: bool,
 ) -> bytes:
     """The text of the new index; the old one where it says the same.
 
-    The names in `listed` stand in it; `before` and `after` are the tensors that lie in the shards.
+    The names in `listed` stand in it; `before` and `after` are the tensors that lie in the shards.  Where anything
+    changes, in the index or in a shard (`changed`), so does the provenance.
     """
     weight_map = {key: os.path.basename(listed[key]) for key in plan.result if key in listed}
-    if weight_map == index.weight_map and list(plan.result) == list(plan.source):
+    same = weight_map == index.weight_map and list(plan.result) == list(plan.source)
+    if same and (not changed or (said is None and KEY not in index.metadata)):
         return index.text
     old: dict[str, Any] = json.loads(index.text)
-    metadata = dict(index.metadata)
+    metadata = {name: value for name, value in index.metadata.items() if name != KEY}
     kept = [plan.result[key] for key in after]
     total = sharded.nbytes(kept, together=False)
     if total != sharded.nbytes(before.values(), together=False):
         metadata["total_size"] = total
         if "total_parameters" in metadata:
             metadata["total_parameters"] = sum(ref.numel for ref in kept)
+    if said is not None:
+        metadata[KEY] = said.text()
     return (json.dumps({**old, "metadata": metadata, "weight_map": weight_map}, indent=2) + "\n").encode()
 
 

@@ -7,8 +7,9 @@ from dataclasses import dataclass, replace
 
 from ckptsurgeon.errors import InputError, Problem
 from ckptsurgeon.formats import safetensors
-from ckptsurgeon.formats._aliases import FORMAT, restored
+from ckptsurgeon.formats._aliases import FORMAT, RESERVED, restored
 from ckptsurgeon.limits import Limits
+from ckptsurgeon.provenance import KEY, Provenance
 from ckptsurgeon.sources import Extent, File, Pieces, is_contiguous
 from ckptsurgeon.tensor import TensorRef
 
@@ -46,11 +47,12 @@ def place_of(ref: TensorRef) -> Place | None:
 @dataclass(frozen=True)
 class Rewritten:
     """A file's new header: `region` are its first bytes, the length included; `size` is what the file has then.
-    `region` is None where nothing changes."""
+    `region` is None where nothing changes; `said` tells whether the provenance is in it."""
 
     region: bytes | None
     size: int
     aliases: Mapping[str, str]
+    said: bool = False
 
 
 class Misfit(Exception):
@@ -66,12 +68,14 @@ def rewritten(
     header: safetensors.Header,
     wanted: Mapping[str, tuple[TensorRef, Place]],
     metadata: Mapping[str, str],
+    provenance: Provenance | None,
     limits: Limits,
     ordered: bool,
 ) -> Rewritten:
     """The header of a file that is to have the tensors `wanted` and this metadata; raises Misfit.
 
-    Where only their order differs it changes if it is `ordered`; among shards the index says the order.
+    The `provenance` is written as far as there is room: without its oldest steps, or not at all.  Where only the order
+    of tensors differs it changes if it is `ordered`; among shards the index says the order.
     """
     kept, aliases = _without_aliases(header, wanted, metadata)
     base = 8 + header.length
@@ -92,14 +96,21 @@ def rewritten(
     if _same(header, tensors, texts, ordered) and end == header.size:
         return Rewritten(None, header.size, aliases)
     begins = {key: start - begin for key, start in starts.items()}
-    raw = safetensors.header_json(refs, begins, texts)
+    raw, said = b"", provenance
+    while said is not None:
+        raw = safetensors.header_json(refs, begins, {**texts, KEY: said.text()})
+        if len(raw) <= length:
+            break
+        said = said.shorter()
+    if said is None:
+        raw = safetensors.header_json(refs, begins, texts)
     if len(raw) > length and FORMAT not in header.metadata:
         raw = safetensors.header_json(refs, begins, {key: text for key, text in texts.items() if key != FORMAT})
     if len(raw) > length:
         raise Misfit(f"the new header of {file.path} has {len(raw)} bytes, and there is room for {length}")
     raw = raw.ljust(length)
     _prove(raw, file, end, limits, wanted)
-    return Rewritten(length.to_bytes(8, "little") + raw, end, aliases)
+    return Rewritten(length.to_bytes(8, "little") + raw, end, aliases, said is not None)
 
 
 def _without_aliases(
@@ -118,7 +129,7 @@ def _without_aliases(
                 continue
             if wanted[key][0].spec != wanted[first][0].spec:
                 raise Misfit(f"{first!r} and {key!r} are the same bytes in two shapes", key)
-            if key in metadata or key == FORMAT:
+            if key in metadata or key in RESERVED:
                 raise Misfit(f"{key!r} would be an alias of {first!r}, and the metadata has an entry of that name", key)
             aliases[key] = first
     return {key: found for key, found in wanted.items() if key not in aliases}, aliases
@@ -154,10 +165,10 @@ def _in_order(header: safetensors.Header) -> Sequence[tuple[str, Extent]]:
 def _same(
     header: safetensors.Header, tensors: Mapping[str, TensorRef], texts: Mapping[str, str], ordered: bool
 ) -> bool:
-    """Whether nothing changes but that the entry `format: pt` would come."""
+    """Whether nothing changes but that the entry `format: pt` would come, and another provenance."""
 
     def told(metadata: Mapping[str, str]) -> dict[str, str]:
-        return {key: text for key, text in metadata.items() if key != FORMAT}
+        return {key: text for key, text in metadata.items() if key not in RESERVED}
 
     if ordered and list(header.tensors) != list(tensors):
         return False

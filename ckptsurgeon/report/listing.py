@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ckptsurgeon import formats
 from ckptsurgeon.checkpoint import Checkpoint
 from ckptsurgeon.formats import Document
+from ckptsurgeon.report import provenance
 from ckptsurgeon.report._text import WIDEST, brief, columns, plural, shown, size
 from ckptsurgeon.sources import Absent
 from ckptsurgeon.tensor import Quantizer, TensorRef, TensorSpec
@@ -118,7 +119,7 @@ def _summary(ckpt: Checkpoint) -> list[str]:
     if ckpt.metadata:
         shown_metadata = ", ".join(f"{brief(key)}={value[:60]}" for key, value in list(ckpt.metadata.items())[:8])
         lines.append(f"metadata: {shown(shown_metadata)}")
-    return lines
+    return lines + ([] if ckpt.provenance is None else provenance.lines(ckpt.provenance))
 
 
 def _unused(ckpt: Checkpoint) -> list[str]:
@@ -193,6 +194,7 @@ def data(ckpt: Checkpoint, keys: list[str], more: int, stats: Mapping[str, Stats
         "others": [tensor(name, ref) for name, ref in formats.tensors(ckpt.extras)],
         "metadata": dict(ckpt.metadata),
         "remarks": list(ckpt.remarks),
+        "provenance": None if ckpt.provenance is None else provenance.data(ckpt.provenance),
     }
 
 

@@ -87,6 +87,8 @@ def _end(plan: Plan, written: Written | None, keep_extras: bool) -> list[str]:
         count = len(written.files) - 1
         shards = f", {plural(count, 'shard')} and {'its' if count == 1 else 'their'} index" if written.files else ""
         lines = [f"wrote {shown(written.path)} ({written.format}{shards}): {what}"]
+    if written is not None and written.digest is not None:
+        lines.append(f"contents: {written.digest}")
     if written is not None and written.removed:
         lines.append(f"removed, of an earlier output: {shown(', '.join(written.removed))}")
     if plan.source.extras and not keep_extras:
@@ -109,6 +111,7 @@ def _in_place(changes: Changes, written: Written | None) -> list[str]:
     lines = [f"{done} {what} in place: {size(changes.rewritten)} of {size(changes.nbytes)}; no tensor moves"]
     if changes.emptied:
         lines.append(f"shards without tensors, removed: {shown(', '.join(one.name for one in changes.emptied))}")
+    lines += ["no room in the header for its provenance, which is left out"] if changes.crowded else []
     return [*lines, f"freed: {size(changes.freed)}"] if changes.freed else lines
 
 
@@ -144,6 +147,7 @@ def data(plan: Plan, written: Written | None, changes: Changes | None = None) ->
             "removed": [one.name for one in changes.emptied],
             "rewritten": changes.rewritten,
             "freed": changes.freed,
+            "crowded": changes.crowded,
         },
         "written": None
         if written is None
@@ -153,6 +157,7 @@ def data(plan: Plan, written: Written | None, changes: Changes | None = None) ->
             "nbytes": written.nbytes,
             "files": list(written.files) or [written.path],
             "removed": list(written.removed),
+            "digest": written.digest,
             "lost_extras": list(written.lost),
             "warnings": list(written.warnings),
         },

@@ -29,6 +29,8 @@ Progress = Callable[[int, int], None]
 """Called with the bytes written so far and the bytes of all files."""
 _NAMES_SHOWN = 5
 Files = Sequence[tuple[str, Layout]]
+Seal = Callable[[Sequence[str]], Files]
+"""Called when all files are filled, with where they are for now: their layouts with what only now is known."""
 _USUAL = Budget()
 
 
@@ -82,19 +84,21 @@ def write(
     kin: Kin = no_kin,
     make_folder: bool = False,
     budget: Budget = _USUAL,
+    seal: Seal | None = None,
 ) -> int:
     """Write files that belong together, the last one last, and return their size in bytes.
 
     With `force` what was there is replaced, and older `kin` are removed; with `make_folder` a
     folder that is not there is made, and appears with all files in it.  Raises OutputError when an
     output exists (without `force`), has no folder, or cannot be written; errors of the sources come
-    through.  Whatever happens, no partial file stays; what a killed run left is removed by the next one.
+    through.  `seal` may change literal bytes of the layouts, and none of their sizes, once all is written.
+    Whatever happens, no partial file stays; what a killed run left is removed by the next one.
     """
     path = files[-1][0]
     if not is_new_folder(path, make_folder):
         recover(path, kin)
         places = [check(path, force, kin) for path, _ in files]
-        return _write(files, places, force, progress, kin, budget)
+        return _write(files, places, force, progress, kin, budget, seal)
     folder = os.path.dirname(path).rstrip("/")
     check(folder, force=False)
     place = os.path.realpath(folder)
@@ -103,7 +107,7 @@ def write(
         beside, lock = staging.create_folder(place)
     try:
         inside = [os.path.join(beside, os.path.basename(path)) for path, _ in files]
-        nbytes = _write(files, inside, False, progress, no_kin, budget)
+        nbytes = _write(files, inside, False, progress, no_kin, budget, seal)
         with failures(folder):
             give_place(beside, place)
     except BaseException:
@@ -115,7 +119,13 @@ def write(
 
 
 def _write(
-    files: Files, places: Sequence[str], force: bool, progress: Progress | None, kin: Kin, budget: Budget
+    files: Files,
+    places: Sequence[str],
+    force: bool,
+    progress: Progress | None,
+    kin: Kin,
+    budget: Budget,
+    seal: Seal | None,
 ) -> int:
     total = sum(layout.nbytes for _, layout in files)
     with contextlib.ExitStack() as stack:
@@ -129,6 +139,9 @@ def _write(
             for (path, layout), place, at, ready in zip(files, places, beside, parts, strict=True)
         ]
         _fill_all(staged, budget, _ticks(progress, total))
+        if seal is not None:
+            for one, (_, sealed) in zip(staged, seal([one.beside for one in staged]), strict=True):
+                _seal(one, sealed)
         publish([(one.beside, one.place, one.path) for one in staged], force, kin)
     return total
 
@@ -226,6 +239,24 @@ def _fill(one: _Staged, block: int, threads: int, tick: Tick) -> None:
             for offset, raw in patches(crcs) if patches is not None else ():
                 put(descriptor, raw, offset)
             _keep_mode(descriptor, one.place)
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _seal(one: _Staged, sealed: Layout) -> None:
+    """Write the literal bytes in which the two layouts of a file differ."""
+    with failures(one.path):
+        descriptor = os.open(one.beside, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            at = 0
+            for before, after in zip(one.layout.parts, sealed.parts, strict=True):
+                nbytes = len(before) if isinstance(before, bytes) else before.nbytes
+                if isinstance(before, bytes) and isinstance(after, bytes) and before != after:
+                    if len(after) != nbytes:
+                        raise AssertionError(f"{len(after)} bytes cannot take the place of {nbytes}")
+                    put(descriptor, memoryview(after), at)
+                at += nbytes
             os.fsync(descriptor)
         finally:
             os.close(descriptor)

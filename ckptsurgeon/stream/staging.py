@@ -113,6 +113,12 @@ def is_staged(name: str) -> bool:
     return _STAGED.fullmatch(name) is not None
 
 
+def staged_for(name: str) -> str | None:
+    """What a name that `beside` gives was to become, by name (of a long one, the beginning); None for other names."""
+    found = _STAGED.fullmatch(name)
+    return None if found is None else found[1]
+
+
 def is_held(path: str) -> bool:
     """Whether a living run holds what is staged there."""
     with contextlib.suppress(FileNotFoundError):

@@ -14,12 +14,14 @@ from ckptsurgeon.cli._options import (
     Json,
     KeepExtras,
     MaxMemory,
+    NoProvenance,
     Quiet,
     ReaderLimits,
     Select,
     ShardSize,
     Tied,
     TiedNames,
+    WithDigest,
 )
 from ckptsurgeon.cli._progress import bar
 from ckptsurgeon.cli._sink import Sink, failing
@@ -40,6 +42,8 @@ def convert(
     tied: TiedNames = Tied.full,
     max_memory: MaxMemory = None,
     jobs: Jobs = None,
+    no_provenance: NoProvenance = False,
+    digest: WithDigest = False,
     force: Force = False,
     select: Select = None,
     reader_limit: ReaderLimits = None,
@@ -67,6 +71,8 @@ def convert(
             max_memory=max_memory,
             jobs=jobs,
             force=force,
+            provenance=not no_provenance,
+            digest=digest,
             progress=progress,
         )
     for warning in written.warnings:

@@ -18,6 +18,7 @@ from ckptsurgeon.cli._options import (
     Mismatched,
     Missing,
     NoCache,
+    NoProvenance,
     Quiet,
     ReaderLimits,
     RecipeFile,
@@ -27,6 +28,7 @@ from ckptsurgeon.cli._options import (
     Tied,
     TiedNames,
     Unexpected,
+    WithDigest,
 )
 from ckptsurgeon.cli._progress import bar, busy
 from ckptsurgeon.cli._sink import NO, Sink, failing, problems
@@ -68,6 +70,8 @@ def remap(
     tied: TiedNames = Tied.full,
     max_memory: MaxMemory = None,
     jobs: Jobs = None,
+    no_provenance: NoProvenance = False,
+    digest: WithDigest = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and write nothing.")] = False,
     in_place: InPlace = False,
     force: Force = False,
@@ -101,6 +105,7 @@ def remap(
         "--force": force,
         "--max-memory": max_memory,
         "--jobs": jobs,
+        "--digest": digest,
     }
     given = [name for name, value in about_output.items() if value] + (["--tied"] if tied is Tied.alias else [])
     if in_place and given:
@@ -119,7 +124,9 @@ def remap(
     changes = None
     with busy("planning", sink.shows_progress):
         if in_place:
-            changes = surgery.prepare_in_place(source, rules, to, select=select, dry_run=dry_run, **how)
+            changes = surgery.prepare_in_place(
+                source, rules, to, select=select, dry_run=dry_run, provenance=not no_provenance, **how
+            )
             plan = changes.plan
         else:
             plan = surgery.prepare(
@@ -152,6 +159,8 @@ def remap(
                 max_memory=max_memory,
                 jobs=jobs,
                 force=force,
+                provenance=not no_provenance,
+                digest=digest,
                 progress=progress,
             )
     for warning in written.warnings if written is not None else plan.warnings if plan.ok else ():

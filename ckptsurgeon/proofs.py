@@ -1,0 +1,194 @@
+"""Whether one checkpoint is what a recipe makes of another: names, dtypes, shapes, and every bit.
+
+What is copied must be there bit for bit, -0 and the payload of a NaN included.  Where a value was computed (a cast) a
+NaN counts as a NaN, whatever its bits, for they depend on the processor.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ckptsurgeon import formats, nonfinite
+from ckptsurgeon.checkpoint import Checkpoint, Target
+from ckptsurgeon.comparison import in_steps
+from ckptsurgeon.errors import InputError, UsageError
+from ckptsurgeon.provenance import Provenance, header_digest
+from ckptsurgeon.rules import Recipe
+from ckptsurgeon.sources import Apply, Fill, Pieces, Source
+from ckptsurgeon.tensor import TensorRef
+
+if TYPE_CHECKING:
+    from ckptsurgeon.stream import Progress
+
+_STEP = 1 << 20
+_MOST_RULES = 1000
+_MOST_REPEATS = 4
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A key, and in words how the file is not what the recipe makes."""
+
+    key: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Proof:
+    """Whether a file is what `rules` (and the policies beside them) make of `source`; `recorded` tells that they are
+    the file's own, and `tensors` and `nbytes` what was compared."""
+
+    source: str
+    rules: tuple[str, ...]
+    recorded: bool
+    tensors: int
+    nbytes: int
+    differences: tuple[Difference, ...]
+
+    @property
+    def same(self) -> bool:
+        """Whether it is."""
+        return not self.differences
+
+
+def prove(
+    made: Checkpoint, file: Checkpoint, source: str, recipe: Recipe, recorded: bool, progress: Progress | None = None
+) -> Proof:
+    """Hold a file against the result of a plan, block by block; every key that differs is named.
+
+    The order of keys, ties, metadata and extras do not count; a quantised tensor is the integers, scale and zero point
+    that safetensors has of it.  `progress` is called with the bytes of both that were read, and those to read.
+    Raises InputError, with the key, for what cannot be read.
+    """
+    want, have = formats.expanded(made).tensors, formats.expanded(file).tensors
+    both = [key for key in want if key in have and want[key].spec == have[key].spec]
+    done, total = 0, 2 * sum(want[key].nbytes for key in both)
+
+    def tick(nbytes: int) -> None:
+        nonlocal done
+        done += nbytes
+        if progress is not None:
+            progress(done, total)
+
+    found: list[Difference] = []
+    for key in (*want, *(key for key in have if key not in want)):
+        if key not in have:
+            found.append(Difference(key, f"the recipe makes it, {want[key].spec}, and the file lacks it"))
+        elif key not in want:
+            found.append(Difference(key, f"the file has it, {have[key].spec}, and the recipe does not make it"))
+        elif want[key].spec != have[key].spec:
+            found.append(Difference(key, f"the recipe makes {want[key].spec}, the file has {have[key].spec}"))
+        elif differing := _differing(key, want[key], have[key], tick):
+            unit = "element" if want[key].dtype.bits >= 8 else "byte"
+            found.append(
+                Difference(key, f"{differing} {unit}{'s' if differing > 1 else ''} not as the recipe makes them")
+            )
+    lines = tuple(rule.text for rule in recipe.rules)
+    return Proof(source, lines, recorded, len(both), total // 2, tuple(found))
+
+
+def _differing(key: str, want: TensorRef, have: TensorRef, tick: Callable[[int], None]) -> int:
+    """The elements that differ, of tensors of one dtype and shape; bytes where elements share them."""
+    import numpy as np
+
+    lenient, count = nonfinite.can_be(want.dtype) and _is_computed(want.source), 0
+    width = want.dtype.itemsize if want.dtype.bits >= 8 else 1
+    try:
+        for left, right in zip(in_steps(want, _STEP), in_steps(have, _STEP), strict=True):
+            if left != right:
+                pair = [np.frombuffer(side, np.uint8).reshape(-1, width) for side in (left, right)]
+                apart = (pair[0] != pair[1]).any(1)
+                if lenient:
+                    apart &= ~(nonfinite.nan_and_inf(left, want.dtype)[0] & nonfinite.nan_and_inf(right, want.dtype)[0])
+                count += int(apart.sum())
+            tick(len(left) + len(right))
+    except InputError as error:
+        error.key = error.key or key
+        raise
+    return count
+
+
+def _is_computed(source: Source) -> bool:
+    """Whether any value is made, and not only moved."""
+    if isinstance(source, Pieces):
+        return any(_is_computed(part.source) for part in source.parts)
+    if not isinstance(source, Apply):
+        return isinstance(source, Fill)
+    moved = source.kernel.moves_only or source.kernel.views
+    return not moved or any(_is_computed(part.source) for part in source.inputs)
+
+
+def recorded_recipe(found: Provenance | None) -> Recipe:
+    """The rules that a file says it was made by; they are text of our own language, and run no code.
+
+    They are somebody else's words nevertheless: UsageError where there are none, or where their patterns could take
+    for ever.  RuleError for lines that are no rules.
+    """
+    if found is None or found.problem:
+        why = f": {found.problem}" if found is not None else ""
+        raise UsageError(
+            f"the file records no recipe that could be replayed{why}; give the rules with --rule or --recipe"
+        )
+    if found.rules is None or len(found.rules) > _MOST_RULES:
+        raise UsageError("the file records too many rules to be replayed; give them with --recipe")
+    slow = next((line for line in found.rules if any(map(_may_take_long, _patterns(line)))), None)
+    if slow is not None:
+        raise UsageError(
+            f"the file records `{slow}`, whose pattern may take very long; if you trust it, give it by --rule"
+        )
+    return Recipe.of(found.rules)
+
+
+def _patterns(line: str) -> Iterator[str]:
+    """What of a rule is a pattern."""
+    for value in Recipe.of([line]).rules[0].args.values():
+        if isinstance(value, re.Pattern):
+            yield value.pattern
+
+
+def _may_take_long(pattern: str) -> bool:
+    """Whether a pattern repeats a group, or repeats anything more than a few times: what can take exponential time, or
+    a high power of the key's length.  Many that would not are among these.
+
+    >>> _may_take_long(r"(a+)+$"), _may_take_long(r"^layers\\.(\\d+)\\.(.*)$"), _may_take_long(r"\\(x\\)+[)*]")
+    (True, False, False)
+    """
+    repeats, at, within, last = 0, 0, False, ""
+    while at < len(pattern):
+        char = pattern[at]
+        if char == "\\":
+            at, last = at + 2, "x"
+            continue
+        if within:
+            within = char != "]"
+        elif char == "[":  # taken to end no later than it does, so that nothing behind it is overlooked
+            within = True
+        elif char in "*+{":
+            if last == ")":
+                return True
+            repeats += 1
+        last, at = char, at + 1
+    if re.search(r"\(\?[a-zA-Z]*x", pattern):  # blanks may stand anywhere in such a one
+        return True
+    return repeats > _MOST_REPEATS or "(?P=" in pattern or re.search(r"\\[1-9]", pattern) is not None
+
+
+def claims(said: Provenance, source: Checkpoint, target: Target | None) -> tuple[str, ...]:
+    """Where the source and the target are not those that a file says it was made of and to fit."""
+    found = []
+    header = header_digest((key, ref.spec) for key, ref in source.items())
+    if header != said.header:
+        found.append(f"the file says that its source has the header {said.header}, and this one has {header}")
+    wanted = None if target is None else header_digest((key, entry.spec) for key, entry in target.entries.items())
+    if wanted != said.target:
+        found.append(f"the file says that its target has the header {said.target}, and this one has {wanted}")
+    return tuple(found)
+
+
+def refuted(source: str, recipe: Recipe, *texts: str) -> Proof:
+    """The answer where what a file says of its source is not so, and nothing has to be compared."""
+    lines = tuple(rule.text for rule in recipe.rules)
+    return Proof(source, lines, True, 0, 0, tuple(Difference("", text) for text in texts))
