@@ -19,9 +19,33 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from os import PathLike, fspath
+from typing import Any
 
 MOST_SHOWN = 10
 """How many problems an error prints before it only counts the rest."""
+_LONGEST_VALUE = 80
+_LONGEST_INT = 128
+
+
+def brief(value: Any) -> str:
+    """A value out of a file in a few words, for an error.
+
+    What holds other values is not looked into, unless they are few and plain: shared in each other, a hundred bytes
+    of a pickle can make more of them than there is memory for.
+
+    >>> brief("a" * 5), brief([1, "b"]), brief([[1]]), brief(1 << 200)
+    ("'aaaaa'", "[1, 'b']", 'a list', 'a number of 201 bits')
+    """
+    if isinstance(value, int) and value.bit_length() > _LONGEST_INT:  # whose digits Python may not write
+        return f"a number of {value.bit_length()} bits"
+    if isinstance(value, str | bytes | bytearray):
+        return repr(value[:_LONGEST_VALUE])[:_LONGEST_VALUE]
+    if value is None or isinstance(value, int | float | complex):
+        return repr(value)
+    if isinstance(value, list) and len(value) <= MOST_SHOWN:
+        if not any(isinstance(member, list | tuple | dict) for member in value):
+            return f"[{', '.join(map(brief, value))}]"
+    return f"{'an' if type(value).__name__[0] in 'AEIOUaeiou' else 'a'} {type(value).__name__}"
 
 
 @dataclass(frozen=True)

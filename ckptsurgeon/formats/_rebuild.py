@@ -12,6 +12,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ckptsurgeon.dtypes import DTYPES, DType
+from ckptsurgeon.errors import brief
 from ckptsurgeon.formats import _numpy
 from ckptsurgeon.formats._plain import BadRecord, Builder
 from ckptsurgeon.formats._tensors import Storage, count, dims, dtype_of, view
@@ -121,7 +122,7 @@ class _Builders:
         if len(args) != 2 or not isinstance(args[1], tuple):
             raise BadRecord("a sparse tensor that torch does not write")
         layout = args[0].args[0] if isinstance(args[0], Opaque) and args[0].args else args[0]
-        kind = str(layout).rpartition(".")[2].removeprefix("sparse_").upper()
+        kind = brief(layout).strip("'").rpartition(".")[2].removeprefix("sparse_").upper()
         parts = [part for part in args[1] if isinstance(part, TensorRef)]
         sizes = [part for part in args[1] if isinstance(part, tuple | Opaque)]
         if len(parts) < 2 or len(sizes) != 1:

@@ -12,7 +12,7 @@ from functools import lru_cache
 from typing import Any, Literal
 
 from ckptsurgeon.dtypes import DTYPES, DType
-from ckptsurgeon.errors import LimitError
+from ckptsurgeon.errors import LimitError, brief
 from ckptsurgeon.formats._plain import BadRecord
 from ckptsurgeon.inert import Opaque
 from ckptsurgeon.limits import Limits
@@ -52,9 +52,6 @@ STORAGE_OF: Mapping[str, str] = {dtype: storage for storage, dtype in (_STORAGE_
 """dtype name → the storage class that torch pickles it with; other dtypes go untyped."""
 
 
-_LONGEST_INT = 128
-
-
 @dataclass(slots=True)
 class Storage:
     """The bytes behind one or more tensors: where they begin in the file and how many there are.
@@ -84,9 +81,7 @@ def storage_dtype(kind: Any) -> DType:
 def count(value: Any, what: str) -> int:
     """`value` as a count: an int (no bool), not negative."""
     if type(value) is not int or not 0 <= value < 1 << 63:
-        huge = isinstance(value, int) and value.bit_length() > _LONGEST_INT  # whose digits Python may not write
-        shown = f"a number of {value.bit_length()} bits" if huge else repr(value)[:80]
-        raise BadRecord(f"{what} is {shown}, no count")
+        raise BadRecord(f"{what} is {brief(value)}, no count")
     return value
 
 
@@ -95,7 +90,7 @@ def text(value: Any, what: str) -> str:
     if isinstance(value, bytes):
         value = value.decode("latin-1")
     if not isinstance(value, str):
-        raise BadRecord(f"{what} is {value!r}, no text")
+        raise BadRecord(f"{what} is {brief(value)}, no text")
     return value
 
 

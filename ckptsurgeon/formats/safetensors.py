@@ -15,7 +15,7 @@ from typing import Any
 
 from ckptsurgeon.checkpoint import Checkpoint
 from ckptsurgeon.dtypes import BY_CODE, DTYPES
-from ckptsurgeon.errors import InputError, LimitError, Problem
+from ckptsurgeon.errors import InputError, LimitError, Problem, brief
 from ckptsurgeon.evaluate import read_exactly
 from ckptsurgeon.formats import sidefile
 from ckptsurgeon.formats._aliases import restored
@@ -117,13 +117,13 @@ def _entry(
     file: File, key: str, dtype: Any, shape: Any, offsets: Any, base: int, size: int, limits: Limits
 ) -> TensorRef:
     if not isinstance(dtype, str) or dtype not in BY_CODE or dtype in _UNSUPPORTED:
-        raise _Bad(f"{key!r} has the unknown dtype {dtype!r}")
+        raise _Bad(f"{key!r} has the unknown dtype {brief(dtype)}")
     if not isinstance(shape, list) or not all(map(_is_count, shape)):
-        raise _Bad(f"{key!r} has the shape {shape!r}")
+        raise _Bad(f"{key!r} has the shape {brief(shape)}")
     if len(shape) > limits.dimensions:
         raise LimitError(f"{key!r} has {len(shape)} dimensions", "dimensions", limits.dimensions, path=file.path)
     if not isinstance(offsets, list) or len(offsets) != 2 or not all(map(_is_count, offsets)):
-        raise _Bad(f"{key!r} has the data_offsets {offsets!r}")
+        raise _Bad(f"{key!r} has the data_offsets {brief(offsets)}")
     begin, end = offsets
     spec, nbytes = _spec(dtype, tuple(shape))
     if end < begin or base + end > size:

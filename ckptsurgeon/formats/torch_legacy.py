@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ckptsurgeon.dtypes import DType
-from ckptsurgeon.errors import InputError, LimitError
+from ckptsurgeon.errors import InputError, LimitError, brief
 from ckptsurgeon.evaluate import read_exactly
 from ckptsurgeon.formats import _pickle, _tree
 from ckptsurgeon.formats._document import Document
@@ -60,7 +60,7 @@ def _parse(file: File, descriptor: int, data: bytes, limits: Limits) -> Any:
     _, at = _pickle.loads(data, limits=limits)
     protocol, at = _pickle.loads(data, start=at, limits=limits)
     if protocol != _PROTOCOL:
-        raise BadPickle(f"protocol {protocol!r} of torch's legacy format is not known")
+        raise BadPickle(f"protocol {brief(protocol)} of torch's legacy format is not known")
     _, start = _pickle.loads(data, start=at, limits=limits)
     sizes: dict[str, tuple[int, DType]] = {}
 

@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from ckptsurgeon.errors import InputError, LimitError
+from ckptsurgeon.errors import InputError, LimitError, brief
 from ckptsurgeon.formats import _pickle, _tar
 from ckptsurgeon.formats._document import Document
 from ckptsurgeon.formats._pickle import BadPickle, Truncated
@@ -145,7 +145,7 @@ def _storages(cursor: _Cursor) -> dict[int, Storage]:
     for _ in range(count(cursor.pickled(), "the number of storages")):
         key, device, kind = _record(cursor, "a storage", 3)
         dtype, nbytes = storage_dtype(kind), 0
-        elements = count(cursor.number(), f"the size of the storage {key!r}")
+        elements = count(cursor.number(), f"the size of the storage {brief(key)}")
         nbytes = elements * dtype.itemsize
         storage = Storage(file, cursor.at, nbytes, dtype, text(device, "a device"))
         cursor.skip(nbytes)
@@ -171,7 +171,7 @@ def _part(storages: Mapping[int, Storage], root: Any, offset: Any, elements: Any
     """A storage that is a view of another."""
     whole = storages.get(_key(root))
     if whole is None:
-        raise BadRecord(f"the storage {root!r}, of which another is a view, is missing")
+        raise BadRecord(f"the storage {brief(root)}, of which another is a view, is missing")
     item = whole.dtype.itemsize
     start, nbytes = count(offset, "a view offset") * item, count(elements, "a view size") * item
     if start + nbytes > whole.nbytes:
@@ -186,12 +186,12 @@ def _tensors(cursor: _Cursor, storages: Mapping[int, Storage]) -> dict[int, Tens
         key, root, _ = _record(cursor, "a tensor", 3)
         storage = storages.get(_key(root))
         if storage is None:
-            raise BadRecord(f"the storage {root!r} of the tensor {key!r} is missing")
+            raise BadRecord(f"the storage {brief(root)} of the tensor {brief(key)} is missing")
         dimensions = int.from_bytes(cursor.take(8)[:4], "little", signed=True)
         if dimensions < 0:
-            raise BadRecord(f"the tensor {key!r} has {dimensions} dimensions")
+            raise BadRecord(f"the tensor {brief(key)} has {dimensions} dimensions")
         if dimensions > limits.dimensions:
-            raise LimitError(f"the tensor {key!r} has {dimensions} dimensions", "dimensions", limits.dimensions)
+            raise LimitError(f"the tensor {brief(key)} has {dimensions} dimensions", "dimensions", limits.dimensions)
         numbers = struct.unpack(f"<{2 * dimensions + 1}q", cursor.take(16 * dimensions + 8))
         shape, strides = numbers[:dimensions], numbers[dimensions:-1]
         number = _key(key)
