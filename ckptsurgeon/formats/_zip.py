@@ -27,6 +27,8 @@ _LOCAL = struct.Struct("<4s5H3L2H")
 _CENTRAL_SIZE, _LOCAL_SIZE = _CENTRAL.size, _LOCAL.size
 _U16, _U32 = 0xFFFF, 0xFFFFFFFF
 _NEAR, _WINDOW = 1 << 10, 1 << 14
+_FAR = 1 << 62
+"""No file reaches so far, and the system takes no number that is much larger."""
 
 
 class BadZip(Exception):
@@ -108,7 +110,7 @@ class _Headers:
             return self.window[begin : begin + count]
         near = 0 <= at - self.begin - len(self.window) < _NEAR
         self.begin, self.window = at, b""
-        if near:
+        if near and at < _FAR:
             self.window = os.pread(self.descriptor, _WINDOW, at)
         if len(self.window) < count:
             self.window = _pread(self.descriptor, count, at)
@@ -116,7 +118,9 @@ class _Headers:
 
 
 def _pread(descriptor: int, count: int, offset: int) -> bytes:
-    data = os.pread(descriptor, count, offset) if offset >= 0 else b""
+    if not 0 <= offset < _FAR:
+        raise BadZip(f"{count} bytes are announced at byte {offset}")
+    data = os.pread(descriptor, count, offset)
     while len(data) < count:
         more = os.pread(descriptor, count - len(data), offset + len(data))
         if not more:
