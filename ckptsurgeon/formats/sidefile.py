@@ -148,6 +148,8 @@ def _decoded(raw: bytes) -> Side:
     at = len(_MAGIC) + 8
     length = int.from_bytes(raw[at - 8 : at], "little")
     told: dict[str, Any] = json.loads(bytes(body[at : at + length]))
+    if not isinstance(told, dict):
+        raise ValueError("it is no object")
     sizes = told.pop("regions")
     start = at + length
     if start + sum(_count(size) for size in sizes) != len(body):
