@@ -42,9 +42,9 @@ def brief(value: Any) -> str:
         return repr(value[:_LONGEST_VALUE])[:_LONGEST_VALUE]
     if value is None or isinstance(value, int | float | complex):
         return repr(value)
-    if isinstance(value, list) and len(value) <= MOST_SHOWN:
-        if not any(isinstance(member, list | tuple | dict) for member in value):
-            return f"[{', '.join(map(brief, value))}]"
+    plain = isinstance(value, list) and len(value) <= MOST_SHOWN
+    if plain and not any(isinstance(member, list | tuple | dict) for member in value):
+        return f"[{', '.join(map(brief, value))}]"
     return f"{'an' if type(value).__name__[0] in 'AEIOUaeiou' else 'a'} {type(value).__name__}"
 
 

@@ -42,6 +42,10 @@ class Limits:
     """… and beyond that, at most so many times the bytes that the file has for them."""
     modules: int = 1_000_000
     """Modules in one pickled model, each counted as often as it is used; tensors below one `--select`."""
+    repeats: int = 100_000
+    """What is met again below one state dict or in one model: what is shared counts each time but the first."""
+    names: int = 128 << 20
+    """Bytes of the names that a `--select` or a pickled model makes, from those of all that a tensor lies in."""
     depth: int = 200
     """Nesting of containers in which state dicts are looked for."""
 

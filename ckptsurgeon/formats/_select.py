@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ckptsurgeon.checkpoint import Step
-from ckptsurgeon.errors import InputError, LimitError
+from ckptsurgeon.errors import InputError, LimitError, brief
 from ckptsurgeon.formats._tree import (
     BARE,
     Candidate,
@@ -46,25 +46,36 @@ def at(root: Any, select: str) -> Candidate | None:
 def _flattened(name: str, value: Any) -> tuple[dict[str, TensorRef], dict[str, Any]]:
     """All tensors at and below a value under dotted names, and what else lies beside them.
 
-    What occurs twice is taken twice; only cycles are cut.
+    What occurs twice is taken twice, up to a limit, since a few objects that share each other have no end; only
+    cycles are cut.
     """
     limits = current()
     tensors: dict[str, TensorRef] = {}
     others: dict[str, Any] = {}
     todo: list[tuple[str, Any, tuple[int, ...]]] = [(name, value, ())]
+    seen: set[int] = set()
+    repeats, room = 0, limits.names
     while todo:
         name, value, above = todo.pop()
+        if is_container(value) or isinstance(value, TensorRef):
+            repeats += id(value) in seen
+            seen.add(id(value))
+            room -= len(name) * (1 if name.isascii() else 4)
+            if repeats > limits.repeats:
+                raise LimitError(f"objects that share each other below {brief(name)}", "repeats", limits.repeats)
+            if room < 0:
+                raise LimitError(f"very long names below {brief(name)}", "names", limits.names)
         if isinstance(value, TensorRef):
             _put(tensors, name, value)
         elif not is_container(value) or is_optimizer(value):
             others[name] = value
         elif len(above) >= limits.depth:
-            raise LimitError(f"{name!r} is nested too deeply", "depth", limits.depth)
+            raise LimitError(f"{brief(name)} is nested too deeply", "depth", limits.depth)
         elif id(value) not in above:
             inner = (*above, id(value))
             todo.extend([(f"{name}.{step}", member, inner) for step, member in children(value)][::-1])
         if len(tensors) + len(todo) > limits.modules:
-            raise LimitError(f"too many tensors below {name!r}", "modules", limits.modules)
+            raise LimitError(f"too many tensors below {brief(name)}", "modules", limits.modules)
     return tensors, others
 
 

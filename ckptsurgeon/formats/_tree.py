@@ -39,6 +39,8 @@ _SETTINGS = frozenset(("hyper_parameters", "datamodule_hyper_parameters", "hpara
 """Names of what a model was built from: modules in there are arguments, whose trained tensors stand
 in the state dict beside them."""
 _MINOR = 0.05
+_LONGEST_PATH = 10_000
+"""Characters of the names on the way to a state dict, and of a place in words."""
 BARE = "tensor"
 """The key of a tensor that is the whole object of its file."""
 _FORM = frozenset(("_parameters", "_buffers", "_modules"))
@@ -125,23 +127,33 @@ def _found(root: Any, kind: _Kind) -> list[Candidate]:
 def _outnumbered(found: list[Candidate]) -> Iterator[Candidate]:
     """Leave out mappings with a few loose tensors around larger state dicts, and small mappings
     inside of a state dict."""
-    by_path = {candidate.path: candidate for candidate in found}
-    inner: dict[tuple[Step, ...], int] = {}
-    for candidate in found:
-        for outer in _around(candidate, by_path):
-            inner[outer.path] = inner.get(outer.path, 0) + len(candidate.tensors)
-    for candidate in found:
+    around = _around(found)
+    inner = [0] * len(found)
+    for candidate, outer in zip(found, around, strict=True):
+        for number in outer:
+            inner[number] += len(candidate.tensors)
+    for candidate, outer, below in zip(found, around, inner, strict=True):
         size = len(candidate.tensors)
-        if inner.get(candidate.path, 0) > size:
+        if below > size:
             continue
-        if not any(size <= max(1, int(len(outer.tensors) * _MINOR)) for outer in _around(candidate, by_path)):
+        if not any(size <= max(1, int(len(found[number].tensors) * _MINOR)) for number in outer):
             yield candidate
 
 
-def _around(candidate: Candidate, by_path: Mapping[tuple[Step, ...], Candidate]) -> list[Candidate]:
-    """The candidates that this one lies in."""
-    paths = (candidate.path[:cut] for cut in range(len(candidate.path)))
-    return [by_path[path] for path in paths if path in by_path]
+def _lies_in(path: tuple[Step, ...], outer: tuple[Step, ...]) -> bool:
+    return len(path) > len(outer) and path[: len(outer)] == outer
+
+
+def _around(found: list[Candidate]) -> list[tuple[int, ...]]:
+    """Of each candidate the numbers of those that it lies in; whatever lies in another one comes right behind it."""
+    around: list[tuple[int, ...]] = []
+    above: list[int] = []
+    for number, candidate in enumerate(found):
+        while above and not _lies_in(candidate.path, found[above[-1]].path):
+            above.pop()
+        around.append(tuple(above))
+        above.append(number)
+    return around
 
 
 def main(found: tuple[Candidate, ...]) -> Candidate | None:
@@ -171,17 +183,21 @@ def _is_figures(candidate: Candidate) -> bool:
 def _walk(root: Any) -> Iterator[tuple[tuple[Step, ...], Any]]:
     """All containers below `root` with their paths, each once, in file order; optimizers and
     modules are not looked into."""
-    todo: list[tuple[tuple[Step, ...], Any]] = [((), root)]
+    todo: list[tuple[tuple[Step, ...], Any, int]] = [((), root, _LONGEST_PATH)]
     seen: set[int] = set()
     depth = current().depth
     while todo:
-        path, value = todo.pop()
+        path, value, room = todo.pop()
         if isinstance(value, TensorRef) or id(value) in seen or is_optimizer(value):
             continue
         seen.add(id(value))
         yield path, value
-        if not is_module(value) and len(path) < depth:
-            inner = [((*path, step), member) for step, member in children(value) if is_container(member)]
+        if not is_module(value) and len(path) < depth and room >= 0:
+            inner = [
+                ((*path, step), member, room - (len(step) if isinstance(step, str) else 1))
+                for step, member in children(value)
+                if is_container(member)
+            ]
             todo.extend(reversed(inner))
 
 
@@ -242,19 +258,26 @@ def module_state(path: tuple[Step, ...], root: Opaque) -> Candidate:
     tensors: dict[str, TensorRef] = {}
     rest: dict[str, Any] = {}
     todo: list[tuple[str, Opaque, frozenset[int]]] = [("", root, frozenset())]
-    visits, loose, seen, limits = 0, list[str](), set[int](), current()
+    visits, repeats, met, loose, seen, limits = 0, 0, set[int](), list[str](), set[int](), current()
+    room = limits.names
     while todo:
         prefix, module, above = todo.pop()
         visits += 1
-        if max(visits, len(tensors)) > limits.modules or len(above) > limits.depth:
-            deep = len(above) > limits.depth
-            name = "depth" if deep else "modules"
+        repeats += id(module) in met
+        met.add(id(module))
+        deep = len(above) > limits.depth
+        if deep or max(visits, len(tensors)) > limits.modules or repeats > limits.repeats:
+            name = "depth" if deep else "repeats" if repeats > limits.repeats else "modules"
             raise LimitError(
                 "modules in each other" if deep else "a model of too many modules or tensors",
                 name,
                 getattr(limits, name),
             )
         fields = module.fields()
+        held = [part for part in (fields["_parameters"], fields.get("_buffers")) if isinstance(part, dict)]
+        room -= len(prefix.encode("utf-8", "surrogatepass")) * sum(map(len, (fields, *held)))
+        if room < 0:
+            raise LimitError("a model with very long names", "names", limits.names)
         hidden = fields.get("_non_persistent_buffers_set")
         kinds: tuple[tuple[Any, Any, Role], ...] = (
             (fields["_parameters"], None, "parameter"),
@@ -305,8 +328,15 @@ def optimizers(root: Any) -> list[str]:
         if is_optimizer(value):
             found.append(name or ".")
         else:
-            todo += [(f"{name}.{step}" if name else str(step), member) for step, member in children(value)][::-1]
+            todo += [(_joined(name, step), member) for step, member in children(value)][::-1]
     return found
+
+
+def _joined(name: str, step: Step) -> str:
+    """A place below another; of a very long one the end is left out."""
+    if len(name) > _LONGEST_PATH:
+        return name if name.endswith("…") else f"{name}…"
+    return f"{name}.{step}" if name else str(step)
 
 
 def tensors(root: Any) -> Iterator[tuple[str, TensorRef]]:
@@ -320,7 +350,7 @@ def tensors(root: Any) -> Iterator[tuple[str, TensorRef]]:
             yield name or BARE, ref
         elif is_container(value) and id(value) not in seen:
             seen.add(id(value))
-            inner = [(f"{name}.{step}" if name else str(step), member) for step, member in children(value)]
+            inner = [(_joined(name, step), member) for step, member in children(value)]
             todo.extend(reversed(inner))
 
 
