@@ -77,7 +77,9 @@ class Candidate:
 def is_optimizer(value: Any) -> bool:
     """Whether this is an optimizer or its `state_dict()`."""
     fields = value.fields() if isinstance(value, Opaque) else value
-    return isinstance(fields, dict) and "state" in fields and "param_groups" in fields
+    if not isinstance(fields, dict) or "state" not in fields or "param_groups" not in fields:
+        return False
+    return not isinstance(fields["param_groups"], TensorRef)  # a model may call its tensors so
 
 
 def is_module(value: Any) -> bool:
