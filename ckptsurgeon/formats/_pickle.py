@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from ckptsurgeon.errors import LimitError
-from ckptsurgeon.formats._plain import BUILDERS, BadRecord, Builder, as_key
+from ckptsurgeon.formats._plain import BUILDERS, BadRecord, Builder, Keys
 from ckptsurgeon.formats._records import REBUILD, Memo, Records
 from ckptsurgeon.formats._tensors import Storages
 from ckptsurgeon.inert import Opaque
@@ -83,6 +83,7 @@ class _Machine:
         self.stack: list[Any] = []
         self.marks: list[list[Any]] = []
         self.memo = Memo()
+        self.as_key = Keys()
         self.globals: dict[str, Opaque] = {}
         build = builders.get(REBUILD)
         self.records: Records | None = None
@@ -208,7 +209,7 @@ class _Machine:
             raise BadPickle(f"items set on what is no dict, near byte {self.at}")
         self.pay(_PAIR * (len(pairs) // 2))
         for key, value in zip(pairs[::2], pairs[1::2], strict=True):
-            into[as_key(key)] = value
+            into[self.as_key(key)] = value
 
     def append(self, items: list[Any]) -> None:
         into = self.stack[-1]
@@ -265,7 +266,7 @@ def _dict(machine: _Machine) -> None:
 
 def _frozenset(machine: _Machine) -> None:
     items = machine.pop_mark()
-    machine.stack.append(frozenset(map(as_key, items)))
+    machine.stack.append(frozenset(map(machine.as_key, items)))
 
 
 def _append(machine: _Machine) -> None:
@@ -282,7 +283,7 @@ def _add_items(machine: _Machine) -> None:
     items = machine.pop_mark()
     into = machine.stack[-1]
     if isinstance(into, set):
-        into.update(map(as_key, items))
+        into.update(map(machine.as_key, items))
     else:
         machine.append(items)
 
@@ -368,8 +369,8 @@ def _quoted(machine: _Machine) -> str:
 def _put(width: int) -> Callable[[_Machine], None]:
     def act(machine: _Machine) -> None:
         index = machine.number(width) if width else int(machine.line())
-        if index < 0:
-            raise BadPickle(f"a negative memo index, near byte {machine.at}")
+        if not 0 <= index < 1 << 60:
+            raise BadPickle(f"a negative or huge memo index, near byte {machine.at}")
         machine.memo[index] = machine.stack[-1]
 
     return act

@@ -15,11 +15,46 @@ KEYS = (str, int, float, bytes, type(None), Opaque, complex, TensorRef)
 """What may be the key of a dict, or in a set."""
 _LONGEST_KEY = 64
 _LONGEST_INT = 1024
+_MOST_CHOSEN = 1000
+"""Keys whose hashes a file may choose: a dict takes time with the square of those that are the same."""
+_HASHED = (1 << 61) - 1
+"""Integers below are their own hashes (`sys.hash_info.modulus`)."""
+_SMALL, _FEW = 1 << 16, 3
 
 
-def as_key(value: Any) -> Any:
-    """`value`, or a record in its place where its hash could not be taken, or could run away."""
-    return value if isinstance(value, str) or is_key(value) else Opaque("a key that cannot be one here", (value,))
+class Keys:
+    """Makes keys of the values of one pickle: itself where that is safe, else a record in its place.
+
+    The hash of a text cannot be foreseen; those of large integers and of what is made of numbers can, so that a file
+    could make all of them the same.  A thousand of these are taken.
+    """
+
+    def __init__(self) -> None:
+        self.chosen = 0
+
+    def __call__(self, value: Any) -> Any:
+        if isinstance(value, str):
+            return value
+        if is_key(value):
+            if not _is_chosen(value):
+                return value
+            self.chosen += 1
+            if self.chosen <= _MOST_CHOSEN:
+                return value
+        return Opaque("a key that cannot be one here", (value,))
+
+
+def _is_chosen(value: Any) -> bool:
+    """Whether many values like this one could have the same hash."""
+    if isinstance(value, int):
+        return not -_HASHED < value < _HASHED
+    if isinstance(value, tuple | frozenset):
+        small = len(value) <= _FEW
+        return not all(
+            isinstance(part, str | bytes) or (small and isinstance(part, int) and -_SMALL < part < _SMALL)
+            for part in value
+        )
+    return isinstance(value, complex)
 
 
 def is_key(value: Any) -> bool:
@@ -52,7 +87,8 @@ def _ordered_dict(args: tuple[Any, ...]) -> Any:
     if not args:
         return OrderedDict()
     if len(args) == 1 and isinstance(args[0], list):
-        return OrderedDict((key, value) for key, value in args[0])
+        as_key = Keys()
+        return OrderedDict((as_key(key), value) for key, value in args[0])
     raise BadRecord("an OrderedDict of something else than pairs")
 
 
@@ -76,7 +112,7 @@ def _bytearray(args: tuple[Any, ...]) -> Any:
 
 def _set(args: tuple[Any, ...]) -> Any:
     if len(args) == 1 and isinstance(args[0], list | tuple):
-        return set(map(as_key, args[0]))
+        return set(map(Keys(), args[0]))
     return set() if not args else Opaque("builtins.set", args)
 
 

@@ -103,7 +103,7 @@ def _with_reduced(load: Callable[[Any], Any], scripts: _Scripts) -> Callable[[An
             return load(pid)
         if len(pid) not in (3, 4) or not isinstance(pid[-1], tuple):
             raise BadRecord(f"a persistent id of the kind {pid[0]!r} that torch does not write")
-        if len(pid) == 3 or type(pid[1]) is not int:
+        if len(pid) == 3 or type(pid[1]) is not int or not 0 <= pid[1] < 1 << 60:
             return _made(pid[-2], pid[-1], scripts)
         if pid[1] not in made:
             made[pid[1]] = _made(pid[-2], pid[-1], scripts)
