@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from math import prod
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ckptsurgeon.dtypes import DTYPES, DType
-from ckptsurgeon.errors import brief
 from ckptsurgeon.formats import _numpy
 from ckptsurgeon.formats._plain import BadRecord, Builder
 from ckptsurgeon.formats._tensors import Storage, count, dims, dtype_of, view
@@ -125,7 +125,8 @@ class _Builders:
         if len(args) != 2 or not isinstance(args[1], tuple):
             raise BadRecord("a sparse tensor that torch does not write")
         layout = args[0].args[0] if isinstance(args[0], Opaque) and args[0].args else args[0]
-        kind = brief(layout).strip("'").rpartition(".")[2].removeprefix("sparse_").upper()
+        word = layout.name if isinstance(layout, Opaque) else layout if isinstance(layout, str) else "of no layout"
+        kind = word.rpartition(".")[2].removeprefix("sparse_").upper()
         parts = [part for part in args[1] if isinstance(part, TensorRef)]
         sizes = [part for part in args[1] if isinstance(part, tuple | Opaque)]
         if len(parts) < 2 or len(sizes) != 1:
@@ -200,6 +201,8 @@ def _absent(
     for part in parts.values():
         left -= _parts(part, left)
     spec = TensorSpec(dtype, shape)
+    if prod(shape) * dtype.bits % 8:
+        raise BadRecord(f"a tensor of shape {list(shape)}, whose {dtype} elements do not end on a whole byte")
     stored = next((part.stored for part in parts.values() if part.stored), None)
     nbytes = sum(part.stored.nbytes if part.stored else part.nbytes for part in parts.values())
     where = Stored(device or (stored.device if stored else "cpu"), nbytes)
