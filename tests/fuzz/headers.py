@@ -13,9 +13,11 @@ _WIDTHS = {"F32": 4, "F16": 2, "I64": 8, "BOOL": 1, "U8": 1, "F8_E5M2": 1, "BF16
 _CODES = (*_WIDTHS, "F4", "F6_E2M3", "F6_E3M2", "C128", "f32", "", "F8_E4M3FNUZ", "U16", "I8", "X")
 _SHAPES = ((2, 2), (3,), (), (0,), (1, 4), (2, 0, 3), (4, 1, 1, 2))
 _ODD = (
-    "null", "true", "1.0", "-1", "1e3", "1e400", "NaN", "Infinity", "\"1\"", "[]", "{}", "[[]]", "[1, 2, 3]", "-0", "007",
+    "null", "true", "1.0", "-1", "1e3", "1e400", "NaN", "Infinity", "\"1\"", "[]", "{}", "[[]]", "[1, 2, 3]", "-0",
+    "007",
     "18446744073709551616", "9" * 5000, "[" * 300 + "]" * 300, "{\"a\":" * 300 + "1" + "}" * 300, "9223372036854775808",
-    "\"\\ud800\"", "\"\\u0000\"", "{\"a\": 1, \"a\": 1}", "1E2", "0.0", "\"F32\"", "[0, 4]", "[4, 0]", "9223372036854775807",
+    "\"\\ud800\"", "\"\\u0000\"", "{\"a\": 1, \"a\": 1}", "1E2", "0.0", "\"F32\"", "[0, 4]", "[4, 0]",
+    "9223372036854775807",
 )  # fmt: skip
 """JSON values where others should stand."""
 
@@ -37,7 +39,7 @@ def _entries(draw: Draw) -> list[tuple[str, dict[str, str], int]]:
 
 
 def _lied(draw: Draw, entries: list[tuple[str, dict[str, str], int]]) -> None:
-    name, words, size = pick(draw, entries)
+    name, words, _ = pick(draw, entries)
     how = draw.below(9)
     if how == 0:
         words[pick(draw, ("dtype", "shape", "data_offsets"))] = pick(draw, _ODD)
@@ -126,7 +128,8 @@ FILES = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors",
          "aliases.safetensors", "gone.safetensors")  # fmt: skip
 """What lies beside an index; `targets` puts it there."""
 _PLACES = (
-    *FILES, "../secret.safetensors", "/etc/passwd", "", ".", "..", "folder/../x", "a\0b", "a\x1b[31m", "\udc80", "x" * 300,
+    *FILES, "../secret.safetensors", "/etc/passwd", "", ".", "..", "folder/../x", "a\0b", "a\x1b[31m", "\udc80",
+    "x" * 300,
     "folder\\..\\..\\x", "./model-00001-of-00002.safetensors", "model.safetensors.index.json", "folder/x", "C:\\x",
 )  # fmt: skip
 SHARDS = {
@@ -205,6 +208,6 @@ def journal(draw: Draw) -> bytes:
     moves = [[pick(draw, names), pick(draw, places)] for _ in range(draw.below(3))]
     told: Any = {"moves": moves, "aside": [pick(draw, names) for _ in range(draw.below(3))]}
     if draw.below(6) == 5:
-        told[pick(draw, ("moves", "aside"))] = json.loads(pick(draw, ("null", "[1]", "[[1,2]]", "{}", "[[]]", "\"a\"")))
+        told[pick(draw, ("moves", "aside"))] = json.loads(pick(draw, ("null", "[1]", "[[1,2]]", "{}", "[[]]", '"a"')))
     raw = json.dumps(told).encode()
     return scratched(draw, raw) if draw.below(8) == 7 else raw

@@ -8,6 +8,7 @@ from __future__ import annotations
 import pickletools
 import struct
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 from .draw import NUMBERS, TEXTS, Draw, number, pick, text
 
@@ -21,7 +22,8 @@ REBUILDS = (
 NAMES = (
     *(("torch._utils", name) for name in REBUILDS),
     ("collections", "OrderedDict"), ("collections", "defaultdict"), ("collections", "Counter"), ("builtins", "set"),
-    ("torch", "Size"), ("torch", "float32"), ("torch", "float8_e5m2"), ("torch", "float4_e2m1fn_x2"), ("torch", "int64"),
+    ("torch", "Size"), ("torch", "float32"), ("torch", "float8_e5m2"), ("torch", "float4_e2m1fn_x2"), ("torch",
+    "int64"),
     ("torch", "FloatStorage"), ("torch", "LongStorage"), ("torch", "QInt8Storage"), ("torch", "QUInt4x2Storage"),
     ("torch.storage", "UntypedStorage"), ("torch", "per_tensor_affine"), ("torch", "per_channel_affine"),
     ("torch.nn.parameter", "Parameter"), ("torch.autograd.variable", "Variable"), ("torch", "device"),
@@ -88,18 +90,20 @@ ALPHABET = (
     b"I01\n", b"I5\n", b"I" + b"9" * 5000 + b"\n", b"L5L\n", b"L" + b"9" * 5000 + b"L\n", b"Ix\n", b"I1_0\n", b"F1.5\n",
     b"Fnan\n", b"F1_0\n", b"Finf\n", b"S'a'\n", b"S'\\x41\\q'\n", b"S'\n", b"Va\\u0041\\ud800\n", b"V\\uzzzz\n",
     b"\x8a\0", b"\x8a\xff" + b"\x7f" * 255, b"\x8b\0\0\0\0", b"\x8b\0\4\0\0" + b"\1" * 1024, b"U\1a", b"T\1\0\0\0\xff",
-    b"C\1\xff", b"\x8c\1a", b"G\x7f\xf8\0\0\0\0\0\0", b"G\x3f\xf0\0\0\0\0\0\0", b"K\1", b"J\xff\xff\xff\xff", b"M\xff\xff",
+    b"C\1\xff", b"\x8c\1a", b"G\x7f\xf8\0\0\0\0\0\0", b"G\x3f\xf0\0\0\0\0\0\0", b"K\1", b"J\xff\xff\xff\xff",
+    b"M\xff\xff",
     b"]q\1h\1a", b"}q\1X\1\0\0\0ah\1s", b"2\x86" * 40, b"22\x87" * 30, b"]" * 30 + b"a" * 29, b"(" * 300,
-    b")" + b"\x85" * 300, b"]" + b"2a" * 3, b"(" + b"(2\x86K\1\x86l" * 9, b"\x8f(K\1K\1\x90", b"(K\1l\x91", _HOOKS, b"}", b"X\1\0\0\0a", *_CLAIMS,
+    b")" + b"\x85" * 300, b"]" + b"2a" * 3, b"(" + b"(2\x86K\1\x86l" * 9, b"\x8f(K\1K\1\x90", b"(K\1l\x91", _HOOKS,
+    b"}", b"X\1\0\0\0a", *_CLAIMS,
 )  # fmt: skip
-"""Opcodes with their arguments, and short runs of them: each one that there is, sound, lying, and repeated to a bomb."""
+"""Opcodes with their arguments, and short runs of them: all that there are, sound, lying, and repeated to a bomb."""
 
 
 def parsed(raw: bytes) -> Ops:
     """A sound pickle as a list of opcodes; what is put aside by a short number is so by a long one, as in large
     files, whose tensors are read a whole record at a time."""
     ends = [at for _, _, at in pickletools.genops(raw)] + [len(raw)]
-    ops = [raw[a:b] for a, b in zip(ends, ends[1:], strict=False)]
+    ops = [raw[a:b] for a, b in pairwise(ends)]
     return [b"r" + op[1:] + b"\0\0\0" if op[:1] == b"q" else op for op in ops]
 
 
@@ -109,7 +113,7 @@ def storage(draw: Draw, elements: int = 12) -> bytes:
         return pick(draw, (numbers(), utf8("storage"), numbers(1), b"N", tuple_of(utf8("module"), b"N"))) + b"Q"
     odd = draw.below(6)
     kind = glob(("torch", _STORAGES[draw.below(7)] if odd == 1 else "FloatStorage"))
-    key = utf8(text(draw)) if odd == 2 else utf8(str(draw.below(4)))
+    key = utf8(text(draw)) if odd == 2 else utf8(str(draw.below(9)))
     size = integer(number(draw) if odd == 3 else elements)
     device = utf8(text(draw)) if odd == 4 else utf8("cpu")
     view = [b"N"] if draw.below(8) == 1 else []
@@ -161,10 +165,14 @@ def tensor(draw: Draw, depth: int = 0) -> bytes:
         return reduced(("torch._utils", "_rebuild_meta_tensor_no_storage"), dtype, shape, strides, _FALSE)
     if kind == 13:
         function, cls = glob(pick(draw, NAMES)), glob(pick(draw, NAMES))
-        return reduced(("torch._tensor", "_rebuild_from_type_v2"), function, cls, tuple_of(*plain), value(draw, depth + 1))
+        return reduced(
+            ("torch._tensor", "_rebuild_from_type_v2"), function, cls, tuple_of(*plain), value(draw, depth + 1)
+        )
     if kind == 14:
         code = utf8(("f4", "i8", "c16", "U4", "O", "M8")[draw.below(6)])
-        kindof = reduced(("numpy", "dtype"), code, _FALSE, _TRUE) + tuple_of(integer(3), utf8("<>=|"[draw.below(4)])) + b"b"
+        kindof = (
+            reduced(("numpy", "dtype"), code, _FALSE, _TRUE) + tuple_of(integer(3), utf8("<>=|"[draw.below(4)])) + b"b"
+        )
         data = b"C\x30" + bytes(48) if draw.below(4) < 3 else value(draw, depth + 1)
         made = reduced(("numpy.core.multiarray", "_reconstruct"), glob(("numpy", "ndarray")), numbers(0), b"C\1b")
         return made + tuple_of(integer(1), shape, kindof, (_FALSE, _TRUE)[draw.below(2)], data) + b"b"
@@ -176,6 +184,7 @@ def tensor(draw: Draw, depth: int = 0) -> bytes:
 
 def module(draw: Draw, depth: int) -> bytes:
     """A pickled `nn.Module`."""
+
     def members(some: Callable[[], bytes]) -> bytes:
         pairs = b"".join(utf8(TEXTS[draw.below(8)]) + some() for _ in range(draw.below(3)))
         return _HOOKS + b"(" + pairs + b"u"
@@ -184,13 +193,15 @@ def module(draw: Draw, depth: int) -> bytes:
     parts = ("_parameters", members(lambda: tensor(draw, depth))), ("_buffers", members(lambda: tensor(draw, depth)))
     parts = (*parts, ("_modules", members(inner)), ("_non_persistent_buffers_set", b"\x8f"))
     names = ("builtins", "object")
-    made = reduced(("copyreg", "_reconstructor"), glob(pick(draw, NAMES)), glob(names), b"N") if draw.below(2) else (
-        glob(("torch.nn.modules.linear", "Linear")) + b")\x81"
+    made = (
+        reduced(("copyreg", "_reconstructor"), glob(pick(draw, NAMES)), glob(names), b"N")
+        if draw.below(2)
+        else (glob(("torch.nn.modules.linear", "Linear")) + b")\x81")
     )
     return made + b"}(" + b"".join(utf8(name) + part for name, part in parts) + b"ub"
 
 
-def value(draw: Draw, depth: int = 0) -> bytes:
+def value(draw: Draw, depth: int = 0) -> bytes:  # noqa: C901 - a line a kind
     """Any value."""
     kind = draw.below(20) if depth < 4 else draw.below(6)
     if kind == 0:
@@ -242,7 +253,7 @@ def grown(draw: Draw) -> bytes:
     return b"\x80\2" + (mapping(draw, 0) if draw.below(2) == 0 else value(draw)) + b"."
 
 
-def changed(draw: Draw, ops: Ops, others: Sequence[Ops]) -> Ops:
+def changed(draw: Draw, ops: Ops, others: Sequence[Ops]) -> Ops:  # noqa: C901 - a line a change
     """Opcodes with some of them gone, doubled, moved, replaced, or with another argument."""
     made = list(ops)
     for _ in range(draw.below(4)):

@@ -36,7 +36,7 @@ def _objects() -> dict[str, Any]:
 
     plain = _states()["plain"]
     quantized = torch.quantize_per_tensor(torch.ones(2), 0.1, 1, torch.qint8)
-    many = OrderedDict((f"layers.{i}.w", torch.zeros(2)) for i in range(4))
+    many = OrderedDict((f"layers.{i}.w", torch.zeros(2 + i // 4)) for i in range(7))
     forms = {
         "quantized": quantized,
         "sparse": torch.eye(2).to_sparse(),

@@ -161,7 +161,8 @@ def tape(draw: Draw, seeds: Sequence[Tape], pool: Sequence[Ops]) -> bytes:
 
 _FIELDS = ((0, 100), (100, 8), (124, 12), (136, 12), (156, 1), (157, 100), (257, 8), (345, 155))
 _WORDS = (
-    b"", b"\0", b"7" * 12, b"x", b"\x80" + b"\xff" * 11, b"\xff" * 12, b"../../x", b"/etc/passwd", b"5", b"1", b"2", b"3",
+    b"", b"\0", b"7" * 12, b"x", b"\x80" + b"\xff" * 11, b"\xff" * 12, b"../../x", b"/etc/passwd", b"5", b"1", b"2",
+    b"3",
     b"g", b"x", b"L", b"K", b"S", b"A", b"00000000010\0", b"ustar\0", b"ustar  ", b"0" * 11, b"-0000000001", b" 1",
 )  # fmt: skip
 
@@ -215,4 +216,3 @@ def taped(draw: Draw, members: list[tuple[str, bytes]], odd: bool) -> bytes:
         out += summed(made), _padded(data)
     end = bytes(pick(draw, (2, 2, 2, 0, 1, 20)) * _BLOCK) if odd else bytes(2 * _BLOCK)
     return b"".join(out) + end + (draw.raw(3) if odd and draw.below(6) == 5 else b"")
-

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import bz2
 import contextlib
-import gzip
 import io
 import json
-import lzma
 import os
 import shutil
 import struct
 import zipfile
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -29,16 +26,16 @@ from ckptsurgeon.formats._rebuild import builders
 from ckptsurgeon.formats._tensors import Storage, Storages
 from ckptsurgeon.inplace import recovery
 from ckptsurgeon.limits import DEFAULT
-from ckptsurgeon.ops import OPERATIONS
 from ckptsurgeon.rules import Recipe, render
 from ckptsurgeon.sources import File, Record
 from ckptsurgeon.stream import publishing
 
-from . import archives, headers, look, seeds, stacked, zips
-from .draw import Draw, number, pick, scratched, text
+from . import archives, headers, look, others, seeds, stacked, zips
+from .draw import Draw, number, scratched
 from .headers import safetensors_bytes, sparse_header
 from .look import Broken
-from .pickles import Ops, changed, parsed, pickled
+from .names import NAMES
+from .pickles import parsed, pickled
 
 
 class Place:
@@ -71,7 +68,7 @@ def _deep(raw: bytes) -> bool:
 
 def _locate(key: str, dtype: DType, elements: int, device: str) -> Storage:
     nbytes = elements * dtype.itemsize
-    if nbytes > 1 << 40 or key == "3":
+    if nbytes > 1 << 40 or key == "7":
         raise BadRecord(f"the storage {key!r} is not there")
     begin = 64 * int(key) if key.isdecimal() and len(key) < 9 else 0
     return Storage(_SPARSE, begin, nbytes, dtype, device, record=Record(key, begin, nbytes, 7))
@@ -161,7 +158,7 @@ def run_safetensors(place: Place, raw: bytes) -> None:
     from safetensors import SafetensorError, deserialize
 
     try:
-        theirs = {name: one for name, one in deserialize(raw)}
+        theirs = dict(deserialize(raw))
     except (SafetensorError, UnicodeError, OverflowError):
         if refs is not None:
             raise Broken("the library refuses what we take") from None
@@ -188,7 +185,10 @@ def _only_they_take(path: str, raw: bytes) -> bool:
     try:
         formats.inspect(path)
     except CkptError as error:
-        return any(words in str(error) for words in ("stands twice", "no entry of dtype", "is no checkpoint", "dimensions", "has the shape"))
+        return any(
+            words in str(error)
+            for words in ("stands twice", "no entry of dtype", "is no checkpoint", "dimensions", "has the shape")
+        )
     return False
 
 
@@ -251,7 +251,7 @@ def run_side(place: Place, raw: bytes) -> None:
     finally:
         beside.unlink(missing_ok=True)
     left = sorted(os.listdir(place.folder))
-    if left != ["f", "other.safetensors"] or _OTHER != Path(place.folder, "other.safetensors").read_bytes():
+    if left != ["f", "other.safetensors"] or Path(place.folder, "other.safetensors").read_bytes() != _OTHER:
         raise Broken(f"a repair left {left}")
 
 
@@ -288,58 +288,6 @@ def run_journal(place: Place, raw: bytes) -> None:
             os.unlink(entry)
 
 
-# inputs
-
-def dcp(draw: Draw, seeds: Sequence[Ops], pool: Sequence[Ops]) -> bytes:
-    """The metadata of a distributed checkpoint; its beginning, by which it is told, stays as it is in most."""
-    if draw.below(8) == 7:
-        return pickled(draw, pool)
-    ops = pick(draw, seeds)
-    cut = draw.below(8)
-    return b"".join(ops[:cut] + changed(draw, ops[cut:], [*seeds, ops]))
-
-
-_FOREIGN = (
-    b"version https://git-lfs.github.com/spec/v1\n", b"\x28\xb5\x2f\xfd", b"7z\xbc\xaf", b"\x89HDF", b"GGUF", b"<html>",
-    b"\x93NUMPY", b"\x7fELF", b"{\"a\": 1}", b"\x81\xa1a\x80", b"\xde\0\1\xa1a\x80", b"\x08\x01\x12\x02ab", b"\0" * 64,
-    b"\x0a\x06\x0a\x01a\x12\x01b", b"\x80\2}q\0.", b"\x08\x07:\x02ab", b"\0\0\0\0TFL3", b"PK\5\6" + bytes(18), b"", b"\0",
-)  # fmt: skip
-
-
-def make_foreign(draw: Draw, files: list[bytes]) -> bytes:
-    """A file of another program, or a checkpoint packed once more, in parts and whole."""
-    raw = pick(draw, _FOREIGN) + draw.raw(draw.below(60)) if draw.below(3) == 0 else pick(draw, files)
-    how = draw.below(8)
-    if how in (1, 2):
-        raw = pick(draw, (gzip.compress(raw, 1), bz2.compress(raw, 1), lzma.compress(raw, preset=0)))
-    elif how == 3:
-        raw = stacked.taped(draw, [(pick(draw, ("a.pth", "b", "\x1b[31m", "é", "../x")), raw), ("b", b"x")], odd=draw.below(2) == 1)
-    elif how == 4:
-        raw = gzip.compress(stacked.taped(draw, [("a.pth", raw)], odd=draw.below(2) == 1), 1)
-    elif how == 5:
-        raw = zips.assembled([zips.Member(pick(draw, zips.NAMES), raw[:200]), zips.member(draw)], zips.End())
-    return scratched(draw, raw) if draw.below(3) == 2 else raw
-
-
-_PATTERNS = (
-    "a", "^module\\.", r"(\d+)", r"(?P<n>.)", "(", "[", "a{99999999999}", "(?i)a", ".*", "'a b'", '"a"', "''", "x=1", "=>",
-    "((((a))))", "\\", "(?<=a)b", "(a*)*", "[[a]", r"\1", r"(?P=n)", "(?:" * 80, "drop", "\x1b[31m", "é", "\0", "'",
-)  # fmt: skip
-_VALUES = (r"\1", r"\g<n>", r"\g<99>", "x", "0,1", "-1", "1,2,3", "9" * 19, "bf16", "nothing", "when=target", "when=x",
-           "0,0", "-1,-1", "''", r"\g<", "{i}", "=>", "dim=0", "1,", "NaN")  # fmt: skip
-
-
-def make_rule(draw: Draw) -> bytes:
-    """A line, its words in the order of the grammar or nearly."""
-    operation = pick(draw, ("", *OPERATIONS, "drp"))
-    words = [operation, pick(draw, _PATTERNS) if draw.below(4) else pick(draw, _VALUES)]
-    if draw.below(2):
-        words += ["=>"] * (1 + (draw.below(9) == 8)) + [pick(draw, _VALUES) for _ in range(draw.below(3))]
-    words += [pick(draw, (*_VALUES, *_PATTERNS)) for _ in range(draw.below(3))]
-    line = pick(draw, (" ", " ", "  ", "\t", "\u2003")).join(words).encode("utf-8", "surrogatepass")
-    return scratched(draw, line) if draw.below(5) == 4 else line
-
-
 def _beside(folder: Path, named: Mapping[str, bytes]) -> None:
     """What `headers.FILES` says lies beside an index."""
     for name, keys in headers.SHARDS.items():
@@ -368,7 +316,9 @@ def table(sound: Path, folder: Path) -> dict[str, Target]:
     def of(kind: str) -> list[bytes]:
         return [raw for name, raw in files.items() if name.startswith(kind)]
 
-    zipped, scripts, packages = ([archives.Archive.of(raw) for raw in of(kind)] for kind in ("zip", "script", "package"))
+    zipped, scripts, packages = (
+        [archives.Archive.of(raw) for raw in of(kind)] for kind in ("zip", "script", "package")
+    )
     pool = [ops for one in zipped for ops in one.pickles.values()]
     legacy = [stacked.Stacked.of(raw) for raw in of("legacy")]
     tapes = [stacked.Tape.of(files[f"tar.{name}"], widths[name]) for name in widths]
@@ -392,17 +342,10 @@ def table(sound: Path, folder: Path) -> dict[str, Target]:
         "torchscript": Target(lambda draw: archives.archive(draw, scripts, pool), look_at("torchscript")),
         "torch_package": Target(lambda draw: archives.archive(draw, packages, pool), look_at("torch_package")),
         "safetensors": Target(headers.safetensors, partial(run_safetensors, place["safetensors"])),
-        "torch_dcp": Target(lambda draw: dcp(draw, metadata, pool), look_at("torch_dcp")),
+        "torch_dcp": Target(lambda draw: others.dcp(draw, metadata, pool), look_at("torch_dcp")),
         "index": Target(headers.index, look_at("index")),
         "side": Target(make_side, partial(run_side, place["side"])),
         "journal": Target(headers.journal, partial(run_journal, place["journal"])),
-        "foreign": Target(lambda draw: make_foreign(draw, every), look_at("foreign")),
-        "rules": Target(make_rule, run_rules),
+        "foreign": Target(lambda draw: others.foreign(draw, every), look_at("foreign")),
+        "rules": Target(others.rule, run_rules),
     }
-
-
-NAMES = (
-    "pickle", "zip", "torch_zip", "safetensors", "torch_legacy", "torch_tar", "torchscript", "torch_package",
-    "torch_dcp", "index", "side", "journal", "foreign", "rules",
-)  # fmt: skip
-"""The targets, those that others build on first."""

@@ -2,8 +2,8 @@
 
     python -m tests.fuzz.worker TARGET SEEDS FOLDER --how chance|guided --seconds N --runs N --seed N
 
-Writes into the folder what was done and found (`REPORT`), and the input of every finding.  Memory is bounded by RLIMIT_AS, so that whoever takes more
-fails where it asks; time by an alarm.
+Writes into the folder what was done and found (`REPORT`), and the input of every finding.  Memory is bounded by
+RLIMIT_AS, so that whoever takes more fails where it asks; time by an alarm.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class HangError(BaseException):
     """An input took too long."""
 
 
-def _hang(*_: Any) -> None:
+def hang(*_: Any) -> None:
     raise HangError
 
 
@@ -51,9 +51,10 @@ class Findings:
         self.kinds: dict[str, int] = {}
         self.executions = self.slowest = 0.0
 
-    def run(self, target: Callable[[bytes], object], raw: bytes) -> None:
-        """Run one input."""
-        signal.setitimer(signal.ITIMER_REAL, SECONDS)
+    def run(self, target: Callable[[bytes], object], raw: bytes, alarm: bool = True) -> None:
+        """Run one input; a `SIGALRM` that comes meanwhile must be `hang`."""
+        if alarm:
+            signal.setitimer(signal.ITIMER_REAL, SECONDS)
         begin = time.perf_counter()
         try:
             target(raw)
@@ -101,7 +102,7 @@ def by_chance(target: Any, found: Findings, seed: int, seconds: float, runs: int
 
 
 def guided(target: Any, found: Findings, options: argparse.Namespace, report: Callable[[], None]) -> None:
-    """Inputs that atheris (libFuzzer) makes for coverage; it ends the process, so that `report` is called on the way."""
+    """Inputs that atheris (libFuzzer) makes for coverage; it ends the process: `report` is called on the way."""
     import random
 
     import atheris
@@ -154,7 +155,7 @@ def main() -> None:
     found = Findings(options.folder)
     gc.freeze()
     gc.set_threshold(20_000, 20, 100)
-    signal.signal(signal.SIGALRM, _hang)
+    signal.signal(signal.SIGALRM, hang)
     before = _status("VmHWM")
     if options.how == "chance":
         most = _status("VmSize") + MEMORY

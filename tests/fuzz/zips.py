@@ -106,8 +106,10 @@ def _ended(end: End, count: int, length: int, start: int) -> bytes:
     says, before = end.fields, b""
     if end.wide is not None:
         wide = end.wide
-        words = [wide.get(key, value) % 2**64 for key, value in
-                 (("here", count), ("entries", count), ("length", length), ("start", start))]
+        words = [
+            wide.get(key, value) % 2**64
+            for key, value in (("here", count), ("entries", count), ("length", length), ("start", start))
+        ]
         before = _END64.pack(b"PK\6\6", wide.get("rest", 44) % 2**64, 45, 45, wide.get("disk", 0) & _U32, 0, *words)
         place = start + length if end.locator is None else end.locator
         before += struct.pack("<4sLQL", b"PK\6\7", 0, place % 2**64, 1)
@@ -120,7 +122,7 @@ def _ended(end: End, count: int, length: int, start: int) -> bytes:
     )  # fmt: skip
 
 
-def lied(draw: Draw, members: list[Member], end: End) -> None:
+def lied(draw: Draw, members: list[Member], end: End) -> None:  # noqa: C901 - a line a lie
     """Make one thing of an archive a lie, a doubt, or a rare but sound form."""
     how = draw.below(12)
     if not members or how >= 8:
@@ -128,7 +130,9 @@ def lied(draw: Draw, members: list[Member], end: End) -> None:
         return
     one = pick(draw, members)
     if how == 0:
-        one.fields[pick(draw, ("size", "packed", "header", "crc", "flags", "method", "n", "m", "k", "disk"))] = number(draw)
+        one.fields[pick(draw, ("size", "packed", "header", "crc", "flags", "method", "n", "m", "k", "disk"))] = number(
+            draw
+        )
     elif how == 1:
         one.local[pick(draw, ("size", "packed", "crc", "flags", "method", "n", "m"))] = number(draw)
     elif how == 2:
@@ -145,7 +149,10 @@ def lied(draw: Draw, members: list[Member], end: End) -> None:
     elif how == 6:
         one.method, one.fields["flags"] = pick(draw, ((8, 0), (0, 8), (8, 8), (8, 1), (12, 0), (9, 0), (14, 2)))
     elif draw.below(2):
-        one.method, one.packed = 8, pick(draw, (b"\3\0", b"\xff" * 9, b"\1\5\0\xfa\xffhello", _deflated(one.data) + b"xx"))
+        one.method, one.packed = (
+            8,
+            pick(draw, (b"\3\0", b"\xff" * 9, b"\1\5\0\xfa\xffhello", _deflated(one.data) + b"xx")),
+        )
     else:
         one.local_extra, one.comment = draw.raw(draw.below(60)), draw.raw(draw.below(9))
 
