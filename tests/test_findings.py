@@ -55,7 +55,7 @@ SAID: dict[str, tuple[str, str]] = {
     ),
     "a_meta_tensor_of_half_a_byte": ("1 tensors", "1 tensors"),
     "a_sparse_tensor_of_half_a_byte": (
-        "'x': damaged a/data.pkl: a tensor of shape [3], whose float4_e2m1 elements do not end on a whole byte",
+        "'w': damaged a/data.pkl: a tensor of shape [3], whose float4_e2m1 elements do not end on a whole byte",
         "",
     ),
 }
