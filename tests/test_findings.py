@@ -17,7 +17,7 @@ from ckptsurgeon.report import extras, listing, tree
 from ckptsurgeon.stream import publishing
 
 SECONDS = 8
-"""Most of what a case may take, in all ways of looking at it, beside other programs; each took longer, or had no end."""
+"""Most of what a case may take in all ways of looking at it, beside other programs; each took longer, or had no end."""
 SAID: dict[str, tuple[str, str]] = {
     "a_count_without_end": ("damaged a/data.pkl: a storage size is a tuple, no count", ""),
     "a_device_without_end": ("damaged a/data.pkl: a device is a tuple, no text", ""),
@@ -104,7 +104,9 @@ def test_every_finding_is_asserted() -> None:
 
 def test_a_journal_with_a_nul_in_a_name_is_not_understood_and_moves_nothing() -> None:
     findings.a_journal_with_a_nul(Path("a"))
-    with pytest.raises(cs.InputError, match=r"^.*/\.a\.journal: cannot be understood \('a\\x00b' is no file beside it\)"):
+    with pytest.raises(
+        cs.InputError, match=r"^.*/\.a\.journal: cannot be understood \('a\\x00b' is no file beside it\)"
+    ):
         publishing.recover("a", publishing.no_kin)
     assert sorted(path.name for path in Path().iterdir()) == [".a.0123abcd.part", ".a.journal"]
 

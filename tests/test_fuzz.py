@@ -50,7 +50,7 @@ def test_structured_inputs_bring_nothing_out_but_answers_and_our_own_errors(
 
 @pytest.mark.parametrize("name", NAMES)
 def test_inputs_without_choices_are_sound(name: str, table: dict[str, targets.Target]) -> None:
-    """Choices that have come to an end make a file that is read; foreign files and rules are refused by their nature."""
+    """Choices that have come to an end make a file; foreign files and rules are refused by their nature."""
     raw = table[name].make(Stream(b""))
     table[name].run(raw)
     assert table[name].make(Stream(b"")) == raw
@@ -100,7 +100,6 @@ def test_a_slow_input_and_a_hang_are_found(tmp_path: Path, monkeypatch: pytest.M
 
     monkeypatch.setattr(worker, "SLOW", 0.01)
     monkeypatch.setattr(worker, "SECONDS", 0.1)
-    monkeypatch.setattr(signal, "getsignal", signal.getsignal)
     before = signal.signal(signal.SIGALRM, worker.hang)
     try:
         found = worker.Findings(tmp_path)
