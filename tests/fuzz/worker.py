@@ -28,7 +28,8 @@ SECONDS = 10
 SLOW = 1.0
 MEMORY = 512 << 20
 """Bytes of address space that readers may take beside what the process has before the first input."""
-_BATCH = 200
+_BATCH, _REPORTED = 200, 10
+"""Inputs between looks at the clock, and seconds between reports."""
 _MOST_FOUND = 60
 REPORT = "report.json"
 RAW = 0xFF
@@ -88,15 +89,19 @@ def _status(word: str) -> int:
         return next(int(line.split()[1]) << 10 for line in file if line.startswith(word))
 
 
-def by_chance(target: Any, found: Findings, seed: int, seconds: float, runs: int) -> None:
+def by_chance(target: Any, found: Findings, options: argparse.Namespace, report: Callable[[], None]) -> None:
     """Inputs made of random choices."""
     from .draw import Chance
 
-    end, number = time.monotonic() + seconds, 0
+    runs, number, due = options.runs, 0, time.monotonic() + _REPORTED
+    end = time.monotonic() + options.seconds
     while number < runs and time.monotonic() < end:
+        if time.monotonic() > due:
+            due = time.monotonic() + _REPORTED
+            report()
         faulthandler.dump_traceback_later(120, exit=True)
         for _ in range(min(_BATCH, runs - number)):
-            found.run(target.run, target.make(Chance(seed + number)))
+            found.run(target.run, target.make(Chance(options.seed + number)))
             number += 1
     faulthandler.cancel_dump_traceback_later()
 
@@ -170,7 +175,7 @@ def main() -> None:
     if options.how == "guided":
         guided(target, found, options, report)
     else:
-        by_chance(target, found, options.seed, options.seconds, options.runs)
+        by_chance(target, found, options, report)
         report()
 
 
