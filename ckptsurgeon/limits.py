@@ -44,6 +44,8 @@ class Limits:
     """The dotted names of what a file holds, all together: of nested containers they can be far longer than it."""
     modules: int = 1_000_000
     """Modules in one pickled model, each counted as often as it is used; tensors below one `--select`."""
+    repeats: int = 100_000
+    """What is met again below one state dict or in one model: what is shared counts each time but the first."""
     depth: int = 200
     """Nesting of containers in which state dicts are looked for."""
 

@@ -69,6 +69,13 @@ def _script() -> None:
     torch.jit.script(torch.nn.Linear(2, 2)).save("a")
 
 
+def _twice() -> None:
+    module = torch.nn.Linear(2, 2)
+    for _ in range(3):
+        module = torch.nn.Sequential(module, module)
+    torch.save(module, "a")
+
+
 MET: list[tuple[str, int, Callable[[], None]]] = [
     ("safetensors_header", 10, _safetensors),
     ("index_bytes", 10, _index),
@@ -86,6 +93,8 @@ MET: list[tuple[str, int, Callable[[], None]]] = [
     ("view_bytes", 100, _shared),
     ("name_characters", 20, _names),
     ("modules", 1, _modules),
+    ("repeats", 1, _twice),
+    ("names", 1, _modules),
 ]
 
 

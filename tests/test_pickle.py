@@ -153,7 +153,7 @@ def test_a_model_that_uses_each_part_twice_thirty_times_over_is_refused() -> Non
         module = torch.nn.Sequential(module, module)
     torch.save(module, "m.pth")
     with pytest.raises(
-        cs.LimitError, match=r"^m\.pth: more modules or values, each counted at every use, over the limit of 1000000"
+        cs.LimitError, match=r"^m\.pth: objects that share each other, over the limit of 100000"
     ):
         cs.open("m.pth")
 

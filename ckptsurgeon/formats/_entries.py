@@ -7,7 +7,6 @@ take thirty times its own size in memory.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -83,7 +82,7 @@ def _pair(text: str, at: int) -> tuple[str, Any, int, str]:
     named = _TEXT.match(text, at)
     if named is None:
         raise ValueError(f"no key at character {at}")
-    key = json.loads(named[0])
+    key = _json.text(named[0])
     at = _past(text, named.end(), ":")
     found = (_FLAT if key == METADATA else _SMALL).match(text, at)
     if found is None:

@@ -11,17 +11,23 @@ from ckptsurgeon.errors import quoted
 _FREE = 1 << 20
 """Values that any text may have; beyond them each takes bytes of it."""
 _TEXT = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
+"""Half of an escaped character: two of them are one, and one alone is none."""
 
 
 def loads(raw: bytes) -> Any:
-    """The value in UTF-8 text; ValueError (or RecursionError) for what is no JSON, and for keys that stand twice."""
+    """The value in UTF-8 text; ValueError (or RecursionError) for what is no JSON, for keys that stand twice,
+    and for text that cannot be written."""
     _weigh(raw)
     return text(raw.decode("utf-8"))
 
 
 def text(written: str) -> Any:
     """The value that a text of JSON says; the errors are those of `loads`."""
-    return json.loads(written, object_pairs_hook=_unique, parse_constant=_no_constant)
+    made = json.loads(written, object_pairs_hook=_unique, parse_constant=_no_constant)
+    if _SURROGATE.search(written):
+        json.dumps(made, ensure_ascii=False).encode()
+    return made
 
 
 def _weigh(raw: bytes) -> None:

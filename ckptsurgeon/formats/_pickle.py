@@ -11,9 +11,8 @@ Source: the comments of CPython's `Lib/pickletools.py`.
 
 from __future__ import annotations
 
-import codecs
+import re
 import struct
-import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -372,13 +371,27 @@ def _long4(machine: _Machine) -> int:
     return int.from_bytes(machine.take(machine.number(4, signed=True)), "little", signed=True)
 
 
+_ESCAPE = re.compile(rb"""\\(?:([\\'"abfnrtv\n])|([0-7]{1,3})|x([0-9a-fA-F]{0,2}))""")
+_PLAIN_ESCAPES = dict(zip(b"\\'\"abfnrtv\n", (*b"\\'\"\a\b\f\n\r\t\v", None), strict=True))
+
+
+def _unescaped(match: re.Match[bytes]) -> bytes:
+    """The byte of an escape in a literal of Python 2; what is none stays as it is."""
+    if match[1]:
+        byte = _PLAIN_ESCAPES[match[1][0]]
+        return b"" if byte is None else bytes([byte])
+    if match[2]:
+        return bytes([int(match[2], 8) & 0xFF])
+    if len(match[3]) < 2:
+        raise BadPickle("a string with half of an escape")
+    return bytes([int(match[3], 16)])
+
+
 def _quoted(machine: _Machine) -> str:
     raw = machine.line()
     if len(raw) < 2 or raw[:1] != raw[-1:] or raw[:1] not in (b'"', b"'"):
         raise BadPickle(f"a string without quotes, near byte {machine.at}")
-    with warnings.catch_warnings():  # of escapes that Python does not know either: they stand for themselves
-        warnings.simplefilter("ignore", DeprecationWarning)
-        return _old_text(codecs.escape_decode(raw[1:-1])[0])
+    return _old_text(_ESCAPE.sub(_unescaped, raw[1:-1]))
 
 
 def _put(width: int) -> Callable[[_Machine], None]:

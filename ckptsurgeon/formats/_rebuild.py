@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from math import prod
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ckptsurgeon.dtypes import DTYPES, DType
@@ -24,6 +25,9 @@ from ckptsurgeon.tensor import Quantizer, Stored, TensorRef, TensorSpec
 if TYPE_CHECKING:
     import torch
 
+_MOST_PARTS = 256
+"""Tensors in the parts of one that has no dense bytes: they are compared and hashed with it, each as often as it is
+used."""
 _PACKED_FLOAT4 = "torch.float4_e2m1fn_x2"
 _GRAPH_MODULES = frozenset(f"torch.fx.graph_module.reduce{kind}_graph_module" for kind in ("", "_package", "_deploy"))
 
@@ -128,7 +132,8 @@ class _Builders:
         if len(args) != 2 or not isinstance(args[1], tuple):
             raise BadRecord("a sparse tensor that torch does not write")
         layout = args[0].args[0] if isinstance(args[0], Opaque) and args[0].args else args[0]
-        kind = str(layout).rpartition(".")[2].removeprefix("sparse_").upper()
+        word = layout.name if isinstance(layout, Opaque) else layout if isinstance(layout, str) else "of no layout"
+        kind = word.rpartition(".")[2].removeprefix("sparse_").upper()
         parts = [part for part in args[1] if isinstance(part, TensorRef)]
         sizes = [part for part in args[1] if isinstance(part, tuple | Opaque)]
         if len(parts) < 2 or len(sizes) != 1:
@@ -199,11 +204,31 @@ def _absent(
     device: str | None = None,
     closed: bool = False,
 ) -> TensorRef:
+    left = len(parts) + _MOST_PARTS
+    for part in parts.values():
+        left -= _parts(part, left)
     spec = TensorSpec(dtype, shape)
+    if prod(shape) * dtype.bits % 8:
+        raise BadRecord(f"a tensor of shape {list(shape)}, whose {dtype} elements do not end on a whole byte")
     stored = next((part.stored for part in parts.values() if part.stored), None)
     nbytes = sum(part.stored.nbytes if part.stored else part.nbytes for part in parts.values())
     where = Stored(device or (stored.device if stored else "cpu"), nbytes)
     return TensorRef(spec, Absent(form, tuple(parts.items()), closed), where)
+
+
+def _parts(ref: TensorRef, most: int) -> int:
+    """How many tensors there are in one, each as often as it is used; BadRecord for more than `most`."""
+    todo, found = [ref], 0
+    while todo:
+        ref = todo.pop()
+        found += 1
+        if found > most:
+            raise BadRecord(f"a tensor that is made of others in more than {_MOST_PARTS} places")
+        if isinstance(ref.source, Absent):
+            todo += [part for _, part in ref.source.parts]
+        if ref.quantizer is not None:
+            todo += [part for part in (ref.quantizer.scale, ref.quantizer.zero_point) if isinstance(part, TensorRef)]
+    return found
 
 
 def _parameter(args: tuple[Any, ...]) -> Any:
@@ -246,6 +271,8 @@ def _quantizer(given: tuple[Any, ...], shape: tuple[int, ...]) -> Quantizer:
     axis = count(given[3], "the axis of a quantiser")
     if axis >= len(shape) or any(part.shape != (shape[axis],) for part in given[1:3]):
         raise BadRecord(f"a quantiser whose scales do not go along dimension {axis} of {list(shape)}")
+    if _parts(given[1], _MOST_PARTS) + _parts(given[2], _MOST_PARTS) > 2:
+        raise BadRecord(f"a quantiser {scheme} with parameters that are made of others")
     scale, zero = (replace(part, stored=None) for part in given[1:3])
     return Quantizer(scheme, scale, zero, axis)
 

@@ -79,6 +79,7 @@ class Allowance:
     def __init__(self) -> None:
         self.limits = current()
         self.characters, self.visits = self.limits.name_characters, self.limits.modules
+        self.repeats, self.seen = self.limits.repeats, set[int]()
 
     def name(self, length: int) -> None:
         """Take a name of so many characters; LimitError when there have been too many."""
@@ -86,9 +87,14 @@ class Allowance:
         if self.characters < 0:
             raise LimitError("longer names of what it holds", "name_characters", self.limits.name_characters)
 
-    def visit(self) -> None:
-        """Take one visit; LimitError when there have been too many."""
+    def visit(self, value: Any) -> None:
+        """Take one visit; LimitError when there have been too many, or too many to what was visited before."""
         self.visits -= 1
+        if isinstance(value, dict | list | Opaque | TensorRef) or (isinstance(value, tuple) and value):
+            self.repeats -= id(value) in self.seen
+            self.seen.add(id(value))
+        if self.repeats < 0:
+            raise LimitError("objects that share each other", "repeats", self.limits.repeats)
         if self.visits < 0:
             raise LimitError("more modules or values, each counted at every use", "modules", self.limits.modules)
 
@@ -122,7 +128,9 @@ class Candidate:
 def is_optimizer(value: Any) -> bool:
     """Whether this is an optimizer or its `state_dict()`."""
     fields = value.fields() if isinstance(value, Opaque) else value
-    return isinstance(fields, dict) and "state" in fields and "param_groups" in fields
+    if not isinstance(fields, dict) or "state" not in fields or "param_groups" not in fields:
+        return False
+    return not isinstance(fields["param_groups"], TensorRef)  # a model may call its tensors so
 
 
 def is_module(value: Any) -> bool:
@@ -299,7 +307,7 @@ def module_state(path: tuple[Step, ...], root: Opaque, allowance: Allowance | No
     loose, seen, limits = list[str](), set[int](), current()
     while todo:
         prefix, module, above = todo.pop()
-        allowance.visit()
+        allowance.visit(module)
         if len(above) > limits.depth:
             raise LimitError("modules in each other", "depth", limits.depth)
         fields = module.fields()
@@ -312,7 +320,7 @@ def module_state(path: tuple[Step, ...], root: Opaque, allowance: Allowance | No
             for name, value in members.items() if isinstance(members, dict) else ():
                 if value is None or (isinstance(skip, set) and name in skip):
                     continue
-                allowance.visit()
+                allowance.visit(value)
                 allowance.name(len(prefix) + len(str(name)))
                 ref = tensor_of(value)
                 if ref is None:

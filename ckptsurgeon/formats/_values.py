@@ -55,6 +55,8 @@ def _sharded(value: Opaque) -> TensorRef | None:
     if first is not None and first.shape == shape:
         return first
     dtype: DType = dtype_of(properties.get("dtype")) or (first.dtype if first else DTYPES["float32"])
+    if prod(shape) * dtype.bits % 8:
+        return None
     form = f"a ShardedTensor, here {len(local)} of its shards"
     stored = Stored("cpu", sum(part.nbytes for part in local.values()))
     return TensorRef(TensorSpec(dtype, shape), Absent(form, tuple(local.items())), stored)

@@ -29,6 +29,8 @@ _U16, _U32 = 0xFFFF, 0xFFFFFFFF
 _DESCRIPTOR = 24
 """Bytes that may follow the data of a member: its checksum and sizes."""
 _NEAR, _WINDOW = 1 << 10, 1 << 14
+_FAR = 1 << 62
+"""No file reaches so far, and the system takes no number that is much larger."""
 
 
 class BadZip(Exception):
@@ -114,7 +116,7 @@ class _Headers:
             return self.window[begin : begin + count]
         near = 0 <= at - self.begin - len(self.window) < _NEAR
         self.begin, self.window = at, b""
-        if near:
+        if near and at < _FAR:
             self.window = os.pread(self.descriptor, _WINDOW, at)
         if len(self.window) < count:
             self.window = _pread(self.descriptor, count, at)
@@ -122,7 +124,9 @@ class _Headers:
 
 
 def _pread(descriptor: int, count: int, offset: int) -> bytes:
-    data = os.pread(descriptor, count, offset) if 0 <= offset < 1 << 63 else b""
+    if not 0 <= offset < _FAR:
+        raise BadZip(f"{count} bytes are announced at byte {offset}")
+    data = os.pread(descriptor, count, offset)
     while len(data) < count:
         more = os.pread(descriptor, count - len(data), offset + len(data))
         if not more:

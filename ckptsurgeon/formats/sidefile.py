@@ -20,7 +20,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from ckptsurgeon.errors import InputError
+from ckptsurgeon.errors import InputError, quoted
 from ckptsurgeon.evaluate import read_exactly
 from ckptsurgeon.limits import Limits
 
@@ -148,6 +148,8 @@ def _decoded(raw: bytes) -> Side:
     at = len(_MAGIC) + 8
     length = int.from_bytes(raw[at - 8 : at], "little")
     told: dict[str, Any] = json.loads(bytes(body[at : at + length]))
+    if not isinstance(told, dict):
+        raise ValueError("it is no object")
     sizes = told.pop("regions")
     start = at + length
     if start + sum(_count(size) for size in sizes) != len(body):
@@ -169,20 +171,20 @@ def _decoded(raw: bytes) -> Side:
 
 def _count(value: Any) -> int:
     if type(value) is not int or not 0 <= value < 1 << 63:
-        raise ValueError(f"{value!r} is no size")
+        raise ValueError(f"{quoted(value)} is no size")
     return value
 
 
 def _text(value: Any) -> str:
     if not isinstance(value, str):
-        raise ValueError(f"{value!r} is no text")
+        raise ValueError(f"{quoted(value)} is no text")
     return value
 
 
 def _name(value: Any) -> str:
     """The name of a file in the very folder."""
     if value in ("", ".", "..") or set(_text(value)) & {"/", "\0"}:
-        raise ValueError(f"{value!r} is no file in its own folder")
+        raise ValueError(f"{quoted(value)} is no file in its own folder")
     return _text(value)
 
 

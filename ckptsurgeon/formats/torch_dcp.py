@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any
 
-from ckptsurgeon.errors import MOST_SHOWN, InputError, LimitError
+from ckptsurgeon.errors import MOST_SHOWN, InputError, LimitError, quoted
 from ckptsurgeon.formats import _pickle
 from ckptsurgeon.formats._document import Document
 from ckptsurgeon.formats._inside import is_inside, part
@@ -81,7 +81,7 @@ _Places = Mapping[tuple[str, tuple[int, ...]], _Place]
 
 def _fields(value: Any, name: str) -> dict[Any, Any]:
     if not isinstance(value, Opaque) or value.name != name:
-        raise BadRecord(f"no {name.rpartition('.')[2]}, but {value!r:.80}")
+        raise BadRecord(f"no {name.rpartition('.')[2]}, but {quoted(value)}")
     return attributes(value.state)
 
 
@@ -132,7 +132,7 @@ def _leaves(named: dict[Any, Any], places: _Places, limits: Limits) -> dict[str,
     leaves: dict[str, Any] = {}
     for name, value in named.items():
         if not isinstance(name, str) or not isinstance(value, Opaque):
-            raise BadRecord(f"the name {name!r:.80} with {value!r:.80}")
+            raise BadRecord(f"the name {quoted(name)} with {quoted(value)}")
         if value.name == _TENSOR:
             leaves[name] = _tensor(name, attributes(value.state), places, limits)
         elif value.name == _BYTES and (name, ()) not in places:

@@ -15,7 +15,8 @@ from ckptsurgeon.tensor import TensorRef
 
 SCHEMA = "ckptsurgeon.extras/1"
 _DEEPEST = 100
-_MOST = 1_000_000
+_MOST, _MOST_AGAIN = 1_000_000, 10_000
+"""Containers in all, and those that were there before: shared in each other, a few make a text without end."""
 _CHARACTERS = 1 << 26
 """Of all texts and names together: one may stand in many places."""
 _LONGEST_INT = 1024
@@ -55,7 +56,8 @@ class _Plain:
 
     def __init__(self) -> None:
         self.above: set[int] = set()
-        self.count = 0
+        self.seen: set[int] = set()
+        self.count = self.again = 0
         self.characters = _CHARACTERS
 
     def value(self, value: Any, depth: int) -> Any:
@@ -78,7 +80,9 @@ class _Plain:
         if ref is not None:
             return {"array": ref.dtype.name, "shape": list(ref.shape)}
         self.count += 1
-        if id(value) in self.above or depth > _DEEPEST or self.count > _MOST:
+        self.again += id(value) in self.seen
+        self.seen.add(id(value))
+        if id(value) in self.above or depth > _DEEPEST or self.count > _MOST or self.again > _MOST_AGAIN:
             return {"omitted": "it contains itself, or is too large"}
         self.above.add(id(value))
         made = self.container(value, depth + 1)

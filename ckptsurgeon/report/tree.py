@@ -19,6 +19,8 @@ from ckptsurgeon.tensor import TensorRef
 SCHEMA = "ckptsurgeon.tree/1"
 _WIDEST = 60
 _DEEPEST = 60
+_MOST_LINES, _MOST_AGAIN = 200_000, 10_000
+"""Lines in all, and those of what was shown before: shared in each other, a few objects make a tree without end."""
 _CHARACTERS = 1 << 26
 """Of all names together: one key may stand in many places."""
 
@@ -58,7 +60,8 @@ def node(name: str, value: Any) -> Node:
 class _Builder:
     def __init__(self) -> None:
         self.above: set[int] = set()
-        self.lines = 0
+        self.seen: set[int] = set()
+        self.lines = self.again = 0
         self.characters = _CHARACTERS
         self.dull: set[int] = set()
 
@@ -74,7 +77,9 @@ class _Builder:
             return Node(name, f"{shown(formats.kind_of(value))} {ref.spec}", nbytes=ref.nbytes, tensors=1)
         if not isinstance(value, dict | list | tuple | Opaque):
             return Node(name, _scalar(value))
-        if id(value) in self.above or depth > _DEEPEST or self.lines > 200_000:
+        self.again += id(value) in self.seen
+        self.seen.add(id(value))
+        if id(value) in self.above or depth > _DEEPEST or self.lines > _MOST_LINES or self.again > _MOST_AGAIN:
             return Node(name, "… (shown above, or too deep)")
         self.above.add(id(value))
         made = Node(name, "")

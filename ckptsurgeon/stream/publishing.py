@@ -255,7 +255,7 @@ def _text(journal: str) -> bytes:
 
 
 def _inside(folder: str, name: Any) -> str:
-    if not isinstance(name, str) or os.path.basename(name) != name or name in ("", ".", ".."):
+    if not isinstance(name, str) or os.path.basename(name) != name or name in ("", ".", "..") or "\0" in name:
         raise ValueError(f"{name!r} is no file beside it")
     return os.path.join(folder, name)
 
@@ -263,7 +263,8 @@ def _inside(folder: str, name: Any) -> str:
 def _staged(folder: str, name: Any) -> str:
     """A name under which a run stages files: another one is no business of a journal."""
     first, *rest = str(name).split("/")
-    if not staging.is_staged(first) or len(rest) > 1 or not all(part.endswith(".part") for part in rest):
+    fits = staging.is_staged(first) and len(rest) < 2 and all(part.endswith(".part") for part in rest)
+    if not fits or "\0" in first + "".join(rest):
         raise ValueError(f"{name!r} is no staged file")
     if rest and os.path.islink(os.path.join(folder, first)):
         raise ValueError(f"{name!r} lies behind a link")

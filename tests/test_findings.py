@@ -1,0 +1,137 @@
+"""What fuzzing found: every case says now what it is, at once, and costs no more than its file."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import findings
+import pytest
+
+import ckptsurgeon as cs
+from ckptsurgeon.formats import _pickle
+from ckptsurgeon.report import extras, listing, tree
+from ckptsurgeon.stream import publishing
+
+SECONDS = 8
+"""Most of what a case may take in all ways of looking at it, beside other programs; each took longer, or had no end."""
+SAID: dict[str, tuple[str, str]] = {
+    "a_count_without_end": ("damaged a/data.pkl: a storage size is a tuple, no count", ""),
+    "a_device_without_end": ("damaged a/data.pkl: a device is a tuple, no text", ""),
+    "a_layout_without_end": ("1 tensors", "1 tensors"),
+    "a_protocol_without_end": ("damaged: protocol a tuple of torch's legacy format is not known", ""),
+    "metadata_without_end": ("damaged: no Metadata, but a tuple", ""),
+    "a_tar_key_without_end": ("damaged torch tar: the size of the storage a tuple is -1, no count", ""),
+    "a_member_past_all_files": ("damaged zip archive: 31 bytes are announced at byte 18446744073709551615", ""),
+    "a_side_file_that_is_a_list": (
+        "note: .a.inplace is of another state of the file, and not used; `ckpt verify --repair` removes it",
+        "1 tensors",
+    ),
+    "state_dicts_in_pairs": ("1 tensors", "objects that share each other below '0.0.0."),
+    "optimizers_in_pairs": (
+        "holds no state dict, but a tuple of 2 items",
+        "objects that share each other below '0.0.0.",
+    ),
+    "modules_in_pairs": (
+        "a model of too many modules or tensors, over the limit of 100000; where the file is what you expect, "
+        "`--reader-limit repeats=N` raises it",
+        "a model of too many modules",
+    ),
+    "state_dicts_far_down": ("10000 state dicts could be meant: a.a.a.", "10000 tensors"),
+    "names_of_a_megabyte": ("holds no state dict, but a tuple of 2 items", "very long names below '0.0.kkkkkk"),
+    "a_list_far_down": ("holds no state dict, but a list of 1 item", "is nested too deeply, over the limit of 200"),
+    "tensors_named_as_an_optimizer": ("2 tensors", "2 tensors"),
+    "half_a_character": ("damaged safetensors header: 'utf-8' codec can't encode character '\\ud800'", ""),
+    "integers_of_one_hash": ("holds no state dict, but a dict of 19999 items", "--select . names nothing"),
+    "tuples_of_one_hash": ("holds no state dict, but a set of 19999 items", "--select . names nothing"),
+    "numbers_of_one_hash": ("damaged a/data.pkl: a negative or huge memo index, near byte 24", ""),
+    "a_pair_as_a_key": ("holds no state dict, but an OrderedDict of 1 item", "--select . names nothing"),
+    "sparse_of_sparse": (
+        "'x': damaged a/data.pkl: a tensor that is made of others in more than 256 places",
+        "",
+    ),
+    "a_meta_tensor_of_half_a_byte": ("1 tensors", "1 tensors"),
+    "a_sparse_tensor_of_half_a_byte": (
+        "'w': damaged a/data.pkl: a tensor of shape [3], whose float4_e2m1 elements do not end on a whole byte",
+        "",
+    ),
+}
+"""What `ckpt ls` says of a case, and what with `--select .`, where that is something else."""
+
+
+def said(act: Callable[[], Any]) -> str:
+    try:
+        return str(act())
+    except cs.CkptError as error:
+        return str(error)
+
+
+def shown() -> str:
+    ckpt = cs.open("a")
+    return "\n".join([repr(ckpt), *listing.lines(ckpt, list(ckpt), 0, None)])
+
+
+def looked() -> str:
+    """Everything else that looks at the object in a file; how many lines its tree has."""
+    document = cs.inspect("a")
+    json.dumps(extras.data(document, document.root, None))
+    assert all(len(name) < 2_000_000 for name, _ in document.tensors())
+    lines = tree.text(tree.tree(document)).split("\n")
+    assert len(lines) < 25_000
+    return f"{len(lines)} lines"
+
+
+@pytest.mark.parametrize("case", findings.CASES, ids=lambda case: case.__name__)
+def test_a_finding_is_told_at_once(case: Callable[[Path], None]) -> None:
+    """The journal is nothing that a reader opens: the next test is about it."""
+    case(Path("a"))
+    if not Path("a").exists():
+        return
+    begin = time.perf_counter()
+    first, second = SAID[case.__name__]
+    assert first in said(shown)
+    assert (second or first) in said(lambda: repr(cs.open("a", ".")))
+    said(looked)
+    assert time.perf_counter() - begin < SECONDS
+
+
+def test_every_finding_is_asserted() -> None:
+    assert {case.__name__ for case in findings.CASES} - set(SAID) == {"a_journal_with_a_nul"}
+
+
+def test_a_journal_with_a_nul_in_a_name_is_not_understood_and_moves_nothing() -> None:
+    findings.a_journal_with_a_nul(Path("a"))
+    with pytest.raises(
+        cs.InputError, match=r"^.*/\.a\.journal: cannot be understood \('a\\x00b' is no file beside it\)"
+    ):
+        publishing.recover("a", publishing.no_kin)
+    assert sorted(path.name for path in Path().iterdir()) == [".a.0123abcd.part", ".a.journal"]
+
+
+def test_a_thousand_keys_whose_hashes_may_be_chosen_are_keys() -> None:
+    """And the next is a record in its place; integers of usual size, texts and pairs of them are keys, however many."""
+    keys = b"".join(findings.integer(i * findings.P) + b"N" for i in range(1, 1003))
+    usual = b"".join(b"J" + i.to_bytes(4, "little") + b"N" for i in range(2000))
+    usual += b"".join(findings.text(f"k{i}") + b"K\1\x86N" for i in range(2000))
+    findings.zipped(Path("a"), b"}(" + keys + usual + b"u")
+    root = cs.inspect("a").root
+    made = [key for key in root if not isinstance(key, int | tuple)]
+    assert len(root) == 1002 + 4000
+    assert [repr(key) for key in made] == ["<a key that cannot be one here object>"] * 2
+
+
+@pytest.mark.parametrize(
+    ("literal", "value"),
+    [(rb"'a\n\x41\101\\\''", "a\nAA\\'"), (rb'"\q\Z"', "\\q\\Z"), (rb"'\777'", "\xff")],
+)
+def test_a_literal_of_python_2_is_read_as_python_does_and_without_a_warning(literal: bytes, value: str) -> None:
+    """An escape that is none stays as it stands, which Python's own decoder warns of."""
+    assert _pickle.loads(b"S" + literal + b"\n.")[0] == value
+
+
+def test_half_of_an_escape_is_no_text() -> None:
+    with pytest.raises(_pickle.BadPickle, match="a string with half of an escape"):
+        _pickle.loads(b"S'\\x4'\n.")
