@@ -67,6 +67,7 @@ SAID: dict[str, tuple[str, str]] = {
         "damaged safetensors header: the shape [12, 4611686018427387904, 0] has more elements before its 0",
         "",
     ),
+    "words_about_a_tensor": ("a tensor with e, d, c, b, a; its bytes are not here", "1 tensors"),
 }
 """What `ckpt ls` says of a case, and what with `--select .`, where that is something else."""
 
