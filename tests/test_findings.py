@@ -12,9 +12,14 @@ import findings
 import pytest
 
 import ckptsurgeon as cs
+from ckptsurgeon.dtypes import DTYPES
 from ckptsurgeon.formats import _pickle
+from ckptsurgeon.formats._values import tensor_of
+from ckptsurgeon.inert import Opaque
 from ckptsurgeon.report import extras, listing, tree
+from ckptsurgeon.sources import Inline
 from ckptsurgeon.stream import publishing
+from ckptsurgeon.tensor import TensorRef, TensorSpec
 
 SECONDS = 8
 """Most of what a case may take in all ways of looking at it, beside other programs; each took longer, or had no end."""
@@ -26,7 +31,7 @@ SAID: dict[str, tuple[str, str]] = {
     "metadata_without_end": ("damaged: no Metadata, but a tuple", ""),
     "a_tar_key_without_end": ("damaged torch tar: the size of the storage a tuple is -1, no count", ""),
     "a_member_past_all_files": ("damaged zip archive: 31 bytes are announced at byte 18446744073709551615", ""),
-    "a_side_file_that_is_a_list": (
+    "a_side_file_that_is_a_number": (
         "note: .a.inplace is of another state of the file, and not used; `ckpt verify --repair` removes it",
         "1 tensors",
     ),
@@ -58,6 +63,11 @@ SAID: dict[str, tuple[str, str]] = {
         "'w': damaged a/data.pkl: a tensor of shape [3], whose float4_e2m1 elements do not end on a whole byte",
         "",
     ),
+    "a_product_that_overflows_before_its_zero": (
+        "damaged safetensors header: the shape [12, 4611686018427387904, 0] has more elements before its 0",
+        "",
+    ),
+    "words_about_a_tensor": ("a tensor with e, d, c, b, a; its bytes are not here", "1 tensors"),
 }
 """What `ckpt ls` says of a case, and what with `--select .`, where that is something else."""
 
@@ -135,3 +145,28 @@ def test_a_literal_of_python_2_is_read_as_python_does_and_without_a_warning(lite
 def test_half_of_an_escape_is_no_text() -> None:
     with pytest.raises(_pickle.BadPickle, match="a string with half of an escape"):
         _pickle.loads(b"S'\\x4'\n.")
+
+
+def test_a_place_in_words_does_not_grow_with_every_level() -> None:
+    findings.a_list_far_down(Path("a"))
+    (name,) = [name for name, _ in cs.inspect("a").tensors()]
+    assert (len(name), name[-1]) == (10_002, "…")
+
+
+def test_a_tree_of_what_is_shared_is_made_of_few_lines() -> None:
+    findings.state_dicts_in_pairs(Path("a"))
+    builder = tree._Builder()
+    builder.node("a", cs.inspect("a").root, 0)
+    assert builder.lines < 40_000
+
+
+def test_a_sharded_tensor_of_half_a_byte_is_none() -> None:
+    """Its dtype is that of its first shard, two elements of four bits; three of them are no whole bytes."""
+    shard, metadata = Opaque("x.Shard", ()), Opaque("x.ShardedTensorMetadata", ())
+    half = TensorRef(TensorSpec(DTYPES["float4_e2m1"], (2,)), Inline(b"\x00"))
+    shard.state, metadata.state = {"tensor": half}, {"size": (3,)}
+    sharded = Opaque("x.ShardedTensor", ())
+    sharded.state = ([shard], metadata)
+    assert tensor_of(sharded) is None
+    metadata.state = {"size": (4,)}
+    assert tensor_of(sharded).nbytes == 2  # type: ignore[union-attr]

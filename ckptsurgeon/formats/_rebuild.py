@@ -97,7 +97,7 @@ class _Builders:
         at = 7 if dtype else 6
         metadata = args[at] if len(args) > at else None
         if isinstance(metadata, dict) and any(metadata.values()):
-            unknown = set(metadata) - {"conj", "neg"}
+            unknown = [key for key in metadata if key not in ("conj", "neg")]
             if unknown:
                 return _absent(f"a tensor with {', '.join(map(str, unknown))}", ref.dtype, ref.shape, {"data": ref})
             kernel = Resolved(bool(metadata.get("conj")), bool(metadata.get("neg")))

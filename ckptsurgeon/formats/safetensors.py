@@ -11,6 +11,8 @@ import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import accumulate
+from operator import mul
 from typing import Any
 
 from ckptsurgeon.checkpoint import Checkpoint
@@ -158,6 +160,8 @@ def _kept(code: str, shape: tuple[int, ...]) -> tuple[TensorSpec, int]:
 
 def _made(code: str, shape: tuple[int, ...]) -> tuple[TensorSpec, int]:
     spec = TensorSpec(BY_CODE[code], shape)
+    if 0 in shape and any(count >= 1 << 64 for count in accumulate(shape, mul)):
+        raise _Bad(f"the shape {list(shape)} has more elements before its 0 than 64 bits count")
     return spec, spec.nbytes
 
 
