@@ -28,8 +28,8 @@ class Limits:
     """A view that repeats its storage (`expand`) may always be this large …"""
     view_ratio: int = 64
     """… and beyond that, at most so many times as large as the storage."""
-    modules: int = 1_000_000
-    """Modules in one pickled model, each counted as often as it is used."""
+    modules: int = 100_000
+    """Modules and values of one object, counted each time that they are met again in another place."""
     index_bytes: int = 1 << 28
     """The JSON index of a sharded checkpoint."""
     depth: int = 200

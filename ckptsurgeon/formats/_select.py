@@ -55,7 +55,7 @@ def _flattened(name: str, value: Any, allowance: Allowance) -> tuple[dict[str, T
     todo: list[tuple[str, Any, tuple[int, ...]]] = [(name, value, ())]
     while todo:
         name, value, above = todo.pop()
-        allowance.visit()
+        allowance.visit(value)
         allowance.name(len(name))
         if isinstance(value, TensorRef):
             _put(tensors, name, value)

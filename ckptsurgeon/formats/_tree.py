@@ -75,10 +75,11 @@ def steps_of(place: Place | None) -> tuple[Step, ...]:
 
 
 class Allowance:
-    """What names may be made of one object: so many characters, and so many visits to modules and tensors."""
+    """What names may be made of one object: so many characters, and so many visits to what was visited before (all of it must stay alive)."""
 
     def __init__(self) -> None:
         self.characters, self.visits = _CHARACTERS, DEFAULT.modules
+        self.seen: set[int] = set()
 
     def name(self, length: int) -> None:
         """Take a name of so many characters; LimitError when there have been too many."""
@@ -86,13 +87,14 @@ class Allowance:
         if self.characters < 0:
             raise LimitError(f"the dotted names of what it holds have more than {_CHARACTERS} characters")
 
-    def visit(self) -> None:
-        """Take one visit; LimitError when there have been too many."""
+    def visit(self, value: Any) -> None:
+        """Take one visit; LimitError when there have been too many to what was visited before."""
+        if id(value) not in self.seen:
+            self.seen.add(id(value))
+            return
         self.visits -= 1
         if self.visits < 0:
-            raise LimitError(
-                f"a model of more than {DEFAULT.modules} modules or values, each counted as often as it is used"
-            )
+            raise LimitError(f"a model of more than {DEFAULT.modules} modules or values that stand in several places")
 
 
 @dataclass(frozen=True)
@@ -300,7 +302,7 @@ def module_state(path: tuple[Step, ...], root: Opaque, allowance: Allowance | No
     loose, seen = list[str](), set[int]()
     while todo:
         prefix, module, above = todo.pop()
-        allowance.visit()
+        allowance.visit(module)
         if len(above) > DEFAULT.depth:
             raise LimitError(f"a model with modules nested more than {DEFAULT.depth} deep")
         fields = module.fields()
@@ -313,7 +315,7 @@ def module_state(path: tuple[Step, ...], root: Opaque, allowance: Allowance | No
             for name, value in members.items() if isinstance(members, dict) else ():
                 if value is None or (isinstance(skip, set) and name in skip):
                     continue
-                allowance.visit()
+                allowance.visit(value)
                 allowance.name(len(prefix) + len(str(name)))
                 ref = tensor_of(value)
                 if ref is None:

@@ -112,7 +112,7 @@ class _Headers:
             return self.window[begin : begin + count]
         near = 0 <= at - self.begin - len(self.window) < _NEAR
         self.begin, self.window = at, b""
-        if near:
+        if near and at < 1 << 62:
             self.window = os.pread(self.descriptor, _WINDOW, at)
         if len(self.window) < count:
             self.window = _pread(self.descriptor, count, at)
@@ -120,9 +120,9 @@ class _Headers:
 
 
 def _pread(descriptor: int, count: int, offset: int) -> bytes:
-    data = os.pread(descriptor, count, offset) if 0 <= offset < 1 << 63 else b""
+    data = os.pread(descriptor, count, offset) if 0 <= offset < 1 << 62 else b""
     while len(data) < count:
-        more = os.pread(descriptor, count - len(data), offset + len(data))
+        more = os.pread(descriptor, count - len(data), offset + len(data)) if data else b""
         if not more:
             raise BadZip(f"{count} bytes are announced at byte {offset}, {len(data)} are there")
         data += more

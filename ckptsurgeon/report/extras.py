@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sized
 from typing import Any
 
 from ckptsurgeon import formats
@@ -15,7 +16,8 @@ from ckptsurgeon.tensor import TensorRef
 
 SCHEMA = "ckptsurgeon.extras/1"
 _DEEPEST = 100
-_MOST = 1_000_000
+_MOST = 20_000
+"""Values that are shown again, since they stand in several places."""
 _CHARACTERS = 1 << 26
 """Of all texts and names together: one may stand in many places."""
 _LONGEST_INT = 1024
@@ -55,7 +57,8 @@ class _Plain:
 
     def __init__(self) -> None:
         self.above: set[int] = set()
-        self.count = 0
+        self.seen: set[int] = set()
+        self.again = 0
         self.characters = _CHARACTERS
 
     def value(self, value: Any, depth: int) -> Any:
@@ -77,8 +80,10 @@ class _Plain:
         ref = formats.tensor_of(value, arrays=True)
         if ref is not None:
             return {"array": ref.dtype.name, "shape": list(ref.shape)}
-        self.count += 1
-        if id(value) in self.above or depth > _DEEPEST or self.count > _MOST:
+        if id(value) in self.seen:  # its members are shown again: what occurs once costs nothing
+            self.again += 1 + (len(value) if isinstance(value, Sized) else 1)
+        self.seen.add(id(value))
+        if id(value) in self.above or depth > _DEEPEST or self.again > _MOST:
             return {"omitted": "it contains itself, or is too large"}
         self.above.add(id(value))
         made = self.container(value, depth + 1)
