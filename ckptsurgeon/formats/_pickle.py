@@ -26,7 +26,7 @@ from ckptsurgeon.limits import DEFAULT, Limits
 
 _MOST_MARKS = 10_000
 """Marks that are open at one time: one for each container around a value."""
-_FREE_CONTAINERS, _FREE_COPIES = 2_000_000, 1 << 20
+_FREE_CONTAINERS, _FREE_COPIES = 500_000, 1 << 20
 """Containers, and values that calls take, that any pickle may have: beyond them it takes bytes of the file."""
 _SIZED = (str, bytes, bytearray, list, tuple, dict, set, frozenset)
 _SMALL = 64

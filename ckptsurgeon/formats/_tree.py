@@ -75,7 +75,8 @@ def steps_of(place: Place | None) -> tuple[Step, ...]:
 
 
 class Allowance:
-    """What names may be made of one object: so many characters, and so many visits to what was visited before (all of it must stay alive)."""
+    """What names may be made of one object: so many characters, and so many visits to what was visited before
+    (all of it must stay alive)."""
 
     def __init__(self) -> None:
         self.characters, self.visits = _CHARACTERS, DEFAULT.modules

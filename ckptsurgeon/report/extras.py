@@ -57,7 +57,7 @@ class _Plain:
 
     def __init__(self) -> None:
         self.above: set[int] = set()
-        self.seen: set[int] = set()
+        self.seen: dict[int, Any] = {}
         self.again = 0
         self.characters = _CHARACTERS
 
@@ -65,8 +65,7 @@ class _Plain:
         if isinstance(value, int) and value.bit_length() > _LONGEST_INT:
             return {"int": f"{value.bit_length()} bits"}
         if isinstance(value, str):
-            self.characters -= len(value)
-            return value if self.characters >= 0 else {"str": len(value)}
+            return self.text(value)
         if value is None or isinstance(value, bool | int):
             return value
         if isinstance(value, float):
@@ -80,9 +79,17 @@ class _Plain:
         ref = formats.tensor_of(value, arrays=True)
         if ref is not None:
             return {"array": ref.dtype.name, "shape": list(ref.shape)}
-        if id(value) in self.seen:  # its members are shown again: what occurs once costs nothing
+        return self.once(value, depth)
+
+    def text(self, value: str) -> Any:
+        self.characters -= len(value)
+        return value if self.characters >= 0 else {"str": len(value)}
+
+    def once(self, value: Any, depth: int) -> Any:
+        """A container; one that was shown before counts with its members, and what occurs once costs nothing."""
+        if id(value) in self.seen:
             self.again += 1 + (len(value) if isinstance(value, Sized) else 1)
-        self.seen.add(id(value))
+        self.seen[id(value)] = value
         if id(value) in self.above or depth > _DEEPEST or self.again > _MOST:
             return {"omitted": "it contains itself, or is too large"}
         self.above.add(id(value))
