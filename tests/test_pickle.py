@@ -210,7 +210,7 @@ LIES = {
     "a size that is a bool": ((b"K\x02K\x03\x86", b"\x88K\x03\x86"), "is True, no count"),
     "strides of another rank": ((b"K\x03K\x01\x86", b"K\x03\x85"), "with strides"),
     "a stride past the end": ((b"K\x03K\x01\x86", b"M\xff\xffK\x01\x86"), "needs"),
-    "a product beyond 64 bits": ((b"K\x02K\x03\x86", b"\x8a\x08" + bytes(7) + b"\x40K\x03\x86"), "needs"),
+    "a product beyond 64 bits": ((b"K\x02K\x03\x86", b"\x8a\x08" + bytes(7) + b"\x40K\x03\x86"), "63 bits"),
     "a size beyond 63 bits": (
         (b"K\x02K\x03\x86", b"\x8a\x09" + b"\xff" * 8 + b"\x00K\x03\x86"),
         "18446744073709551615, no count",
