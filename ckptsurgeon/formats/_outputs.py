@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from ckptsurgeon.checkpoint import Checkpoint, Step
-from ckptsurgeon.errors import Problem, UsageError
+from ckptsurgeon.errors import LimitError, Problem, UsageError
 from ckptsurgeon.evaluate import ABSENT_HINT
 from ckptsurgeon.formats import _aliases, _splice, _tree, safetensors, sharded
 from ckptsurgeon.formats._layout import Layout
 from ckptsurgeon.formats._table import FORMATS, Format, named
+from ckptsurgeon.limits import DEFAULT
+from ckptsurgeon.tensor import TensorRef
 
 Tied = Literal["full", "alias"]
 SHARD_SIZE = 5_000_000_000
@@ -130,9 +133,31 @@ def files(ckpt: Checkpoint, output: Output, keep_extras: bool = False) -> tuple[
     aliased = safe and output.tied == "alias"
     if not output.format.shards:
         layout, lost = _layout(_aliases.collapsed(ckpt) if aliased else ckpt, output.format, keep_extras)
+        _charge([layout])
         return [(output.path, replace(layout, notes=notes))], lost
     made = _shards(ckpt, output, aliased)
+    _charge([layout for _, layout in made])
     return [*made[:-1], (made[-1][0], replace(made[-1][1], notes=notes))], []
+
+
+def _charge(layouts: Sequence[Layout]) -> None:
+    """LimitError for an output that is many times what lies in the source: a few bytes there can be a tensor that
+    repeats them, and one tensor can have a million names."""
+    total = sum(layout.nbytes for layout in layouts)
+    if total <= DEFAULT.view_bytes:
+        return
+    there: dict[Hashable, int] = {}
+    for ref in (part for layout in layouts for part in layout.parts if isinstance(part, TensorRef)):
+        extents = list(ref.extents())
+        for extent in extents:
+            there[extent.path, extent.codec, extent.offset] = min(extent.nbytes, extent.file.size)
+        if not extents:
+            there[id(ref)] = ref.nbytes
+    if total > DEFAULT.view_ratio * sum(there.values()):
+        raise LimitError(
+            f"its tensors, each in full, take {total} bytes, of {sum(there.values())} that the file has for them",
+            hint="--tied alias, or a .pth, keeps what is shared",
+        )
 
 
 def _shards(ckpt: Checkpoint, output: Output, aliased: bool) -> list[tuple[str, Layout]]:
