@@ -152,9 +152,7 @@ def test_a_model_that_uses_each_part_twice_thirty_times_over_is_refused() -> Non
     for _ in range(30):
         module = torch.nn.Sequential(module, module)
     torch.save(module, "m.pth")
-    with pytest.raises(
-        cs.LimitError, match=r"^m\.pth: objects that share each other, over the limit of 100000"
-    ):
+    with pytest.raises(cs.LimitError, match=r"^m\.pth: objects that share each other, over the limit of 100000"):
         cs.open("m.pth")
 
 

@@ -9,12 +9,11 @@ from functools import cached_property
 from typing import Any
 
 from ckptsurgeon.checkpoint import Checkpoint, Origin
-from ckptsurgeon.errors import AmbiguousError, InputError, LimitError, UsageError
+from ckptsurgeon.errors import AmbiguousError, InputError, UsageError
 from ckptsurgeon.formats import _select, _splice, _tree
 from ckptsurgeon.formats._tree import Candidate
-from ckptsurgeon.limits import current
 from ckptsurgeon.provenance import Provenance
-from ckptsurgeon.sources import Absent, Source
+from ckptsurgeon.sources import Source
 from ckptsurgeon.tensor import TensorRef
 
 _NAMES_SHOWN = 5
@@ -37,23 +36,6 @@ def _loose(found: Candidate) -> str:
         f"its tensors at {names}{f' and {more} more' if more > 0 else ''} are neither parameters nor buffers (packed, "
         "or plain attributes) and are not taken; `ckpt ls --tree` shows them, and a saved state_dict() may have them"
     )
-
-
-def _charge(tensors: Mapping[str, TensorRef]) -> None:
-    """LimitError for tensors that together are far larger than what the file has for them.
-
-    A few bytes can be many large tensors: by strides of zero, and by names that share a storage, which some formats
-    must write in full.  What has no bytes in the file (meta tensors) is never written.
-    """
-    limits = current()
-    total = sum(ref.nbytes for ref in tensors.values())
-    if total <= limits.view_bytes:
-        return
-    extents = [extent for ref in tensors.values() for extent in ref.extents()]
-    total = sum(ref.nbytes for ref in tensors.values() if not isinstance(ref.source, Absent))
-    room = sum({extent.file: extent.file.size for extent in extents}.values())
-    if total > max(limits.view_bytes, limits.view_ratio * room):
-        raise LimitError(f"tensors of {total} bytes in all, from a file of {room}", "view_bytes", limits.view_bytes)
 
 
 @dataclass(frozen=True)
@@ -141,8 +123,6 @@ class Document:
     def _made(self, found: Candidate) -> Checkpoint:
         if found.loose and not found.tensors:
             raise InputError(f"holds a module without parameters and buffers; {_loose(found)}", path=self.path)
-        with _about(self.path):
-            _charge(found.tensors)
         extras, place = _splice.remove(self.root, found.path, found.rest)
         origin = Origin(self.path, self.format, found.path, place)
         remarks = (*self.interrupted, *([_loose(found)] if found.loose else []))

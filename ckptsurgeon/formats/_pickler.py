@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from ckptsurgeon.dtypes import DTYPES
+from ckptsurgeon.errors import brief
 from ckptsurgeon.formats._splice import StateDict
 from ckptsurgeon.formats._tensors import STORAGE_OF
 from ckptsurgeon.formats._values import kind_of, tensor_of
@@ -74,10 +75,24 @@ def cleaned(root: Any) -> tuple[Any, list[str]]:
     cannot be written a dict loses the item; in a list or a tuple None takes its place.
     """
     cleaner = _Cleaner()
-    root = cleaner.plain(root, ".")
+    root = cleaner.plain(root, None)
     if not writable(root):
         return {}, [_kind(root)]
-    return cleaner.clean(root, "", 0), cleaner.lost
+    return cleaner.clean(root, None, 0), cleaner.lost
+
+
+_Path = tuple[Any, Any] | None
+"""Where something is: a key behind another place.  Names are made only of what is told: deep inside of an object
+they can be far longer than the file."""
+
+
+def _name(path: _Path) -> str:
+    """The dotted name of a place, brief; `.` is the root."""
+    words: list[str] = []
+    while path is not None:
+        path, step = path
+        words.append(brief(str(step)))
+    return brief(".".join(reversed(words))) or "."
 
 
 class _Cleaner:
@@ -86,23 +101,23 @@ class _Cleaner:
         self.done: dict[int, Any] = {}
         self.replaced: dict[int, tuple[Any, Any]] = {}
 
-    def plain(self, value: Any, path: str) -> Any:
+    def plain(self, value: Any, path: _Path) -> Any:
         if id(value) in self.replaced:
             return self.replaced[id(value)][1]
         made, words = _replaced(value)
         if words:
-            self.lost.append(f"{path} ({words})")
+            self.lost.append(f"{_name(path)} ({words})")
             self.replaced[id(value)] = (value, made)
         return made
 
-    def clean(self, value: Any, path: str, depth: int) -> Any:
+    def clean(self, value: Any, path: _Path, depth: int) -> Any:
         if id(value) in self.done:
             return self.done[id(value)]
         if depth > _DEEPEST:
-            self.lost.append(f"{path} (nested too deeply)")
+            self.lost.append(f"{_name(path)} (nested too deeply)")
             return None
         if isinstance(value, StateDict):
-            versions = self.mapping(dict(value.versions), f"{path}._metadata".lstrip("."), depth)
+            versions = self.mapping(dict(value.versions), (path, "_metadata"), depth)
             return StateDict(self.mapping(dict(value.items), path, depth), versions)
         if isinstance(value, dict):
             return self.mapping(value, path, depth)
@@ -110,31 +125,31 @@ class _Cleaner:
             return self.sequence(value, path, depth)
         return value
 
-    def mapping(self, value: dict[Any, Any], path: str, depth: int) -> dict[Any, Any]:
+    def mapping(self, value: dict[Any, Any], path: _Path, depth: int) -> dict[Any, Any]:
         made: dict[Any, Any] = type(value)() if isinstance(value, OrderedDict | Counter) else {}
         self.done[id(value)] = made
         for key, member in value.items():
-            name = f"{path}.{key}" if path else str(key)
-            member = self.plain(member, name)
+            place = (path, key)
+            member = self.plain(member, place)
             if not _writable_key(key):
-                self.lost.append(f"{name} (a key of the type {type(key).__name__})")
+                self.lost.append(f"{_name(place)} (a key of the type {type(key).__name__})")
             elif not writable(member):
-                self.lost.append(f"{name} ({_kind(member)})")
+                self.lost.append(f"{_name(place)} ({_kind(member)})")
             else:
-                made[key] = self.clean(member, name, depth + 1)
+                made[key] = self.clean(member, place, depth + 1)
         return made
 
-    def sequence(self, value: list[Any] | tuple[Any, ...], path: str, depth: int) -> Any:
+    def sequence(self, value: list[Any] | tuple[Any, ...], path: _Path, depth: int) -> Any:
         parts: list[Any] = []
         if isinstance(value, list):
             self.done[id(value)] = parts
         for index, member in enumerate(value):
-            name = f"{path}.{index}" if path else str(index)
-            member = self.plain(member, name)
+            place = (path, index)
+            member = self.plain(member, place)
             if writable(member):
-                parts.append(self.clean(member, name, depth + 1))
+                parts.append(self.clean(member, place, depth + 1))
             else:
-                self.lost.append(f"{name} ({_kind(member)}; None in its place)")
+                self.lost.append(f"{_name(place)} ({_kind(member)}; None in its place)")
                 parts.append(None)
         made = parts if isinstance(value, list) else tuple(parts)
         self.done[id(value)] = made

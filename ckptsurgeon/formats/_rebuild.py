@@ -100,7 +100,9 @@ class _Builders:
             unknown = [key for key in metadata if key not in ("conj", "neg")]
             if unknown:
                 return _absent(f"a tensor with {', '.join(map(str, unknown))}", ref.dtype, ref.shape, {"data": ref})
-            kernel = Resolved(bool(metadata.get("conj")), bool(metadata.get("neg")))
+            kernel = Resolved(bool(metadata.get("conj")) and ref.dtype.kind == "complex", bool(metadata.get("neg")))
+            if not kernel.conjugate and not kernel.negative:
+                return ref
             return TensorRef(ref.spec, Apply(kernel, (replace(ref, stored=None),)), ref.stored)
         return ref
 

@@ -74,7 +74,8 @@ def steps_of(place: Place | None) -> tuple[Step, ...]:
 
 
 class Allowance:
-    """What names may be made of one object: so many characters, and so many visits to modules and tensors."""
+    """What names may be made of one object: so many characters, and so many visits to what was visited before
+    (all of it must stay alive)."""
 
     def __init__(self) -> None:
         self.limits = current()

@@ -128,7 +128,7 @@ def _pread(descriptor: int, count: int, offset: int) -> bytes:
         raise BadZip(f"{count} bytes are announced at byte {offset}")
     data = os.pread(descriptor, count, offset)
     while len(data) < count:
-        more = os.pread(descriptor, count - len(data), offset + len(data))
+        more = os.pread(descriptor, count - len(data), offset + len(data)) if data else b""
         if not more:
             raise BadZip(f"{count} bytes are announced at byte {offset}, {len(data)} are there")
         data += more

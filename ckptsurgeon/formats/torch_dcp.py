@@ -76,7 +76,13 @@ class _Place:
     length: int
 
 
-_Places = Mapping[tuple[str, tuple[int, ...]], _Place]
+_Places = Mapping[str, _Place]
+
+
+def _where(name: str, offset: tuple[int, ...]) -> str:
+    """What a chunk is found by: a text, since a file could choose the hashes of numbers.  One that is no chunk of a
+    tensor has the empty offset."""
+    return f"{list(offset)} {name}"
 
 
 def _fields(value: Any, name: str) -> dict[Any, Any]:
@@ -86,10 +92,10 @@ def _fields(value: Any, name: str) -> dict[Any, Any]:
 
 
 def _places(data: Any) -> _Places:
-    """The places of chunks by name and offset; a name without an offset (no tensor) has the empty one."""
+    """The places of chunks."""
     if not isinstance(data, dict):
         raise BadRecord("it does not say where its chunks lie")
-    found: dict[tuple[str, tuple[int, ...]], _Place] = {}
+    found: dict[str, _Place] = {}
     for key, value in data.items():
         index = _fields(key, f"{_MODULE}.MetadataIndex")
         info = attributes(value.state) if isinstance(value, Opaque) else {}
@@ -99,9 +105,10 @@ def _places(data: Any) -> _Places:
         if not is_inside(file):
             raise BadRecord(f"{name!r} lies in {file!r}, which is no file in its own folder")
         offset = index.get("offset")
-        where = (name, () if offset is None else _sizes(offset, "offset"))
+        begins = () if offset is None else _sizes(offset, "offset")
+        where = _where(name, begins)
         if where in found:
-            raise BadRecord(f"two chunks of {name!r} begin at {list(where[1])}")
+            raise BadRecord(f"two chunks of {quoted(name)} begin at {list(begins)}")
         found[where] = _Place(file, count(info.get("offset"), "an offset"), count(info.get("length"), "a length"))
     return found
 
@@ -135,7 +142,7 @@ def _leaves(named: dict[Any, Any], places: _Places, limits: Limits) -> dict[str,
             raise BadRecord(f"the name {quoted(name)} with {quoted(value)}")
         if value.name == _TENSOR:
             leaves[name] = _tensor(name, attributes(value.state), places, limits)
-        elif value.name == _BYTES and (name, ()) not in places:
+        elif value.name == _BYTES and _where(name, ()) not in places:
             raise BadRecord(f"{name!r} lies nowhere")
         else:
             leaves[name] = value
@@ -151,7 +158,7 @@ def _tensor(name: str, fields: dict[Any, Any], places: _Places, limits: Limits) 
         if dtype is None or not isinstance(chunks, list):
             raise BadRecord("it has no dtype or no chunks")
         elements, whole = 0, prod(map(int, shape))
-        seen: set[tuple[int, ...]] = set()
+        seen: set[str] = set()
         for chunk in chunks:
             held = _fields(chunk, f"{_MODULE}.ChunkStorageMetadata")
             begins, sizes = _sizes(held.get("offsets"), "offset"), _sizes(held.get("sizes"), "size")
@@ -159,11 +166,11 @@ def _tensor(name: str, fields: dict[Any, Any], places: _Places, limits: Limits) 
                 raise BadRecord(f"a chunk of {list(sizes)} at {list(begins)} in a tensor of {list(shape)}")
             if any(begin + size > most for begin, size, most in zip(begins, sizes, shape, strict=True)):
                 raise BadRecord(f"a chunk of {list(sizes)} at {list(begins)} leaves the tensor of {list(shape)}")
-            if begins in seen and all(sizes):
+            if str(begins) in seen and all(sizes):
                 raise BadRecord(f"two chunks begin at {list(begins)}")
-            if (name, begins) not in places:
+            if _where(name, begins) not in places:
                 raise BadRecord(f"the chunk at {list(begins)} lies nowhere")
-            seen.add(begins)
+            seen.add(str(begins))
             elements += prod(map(int, sizes))
         if elements != whole:
             raise BadRecord(f"its chunks have {elements} elements, it has {whole}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sized
 from typing import Any
 
 from ckptsurgeon import formats
@@ -15,8 +16,8 @@ from ckptsurgeon.tensor import TensorRef
 
 SCHEMA = "ckptsurgeon.extras/1"
 _DEEPEST = 100
-_MOST, _MOST_AGAIN = 1_000_000, 10_000
-"""Containers in all, and those that were there before: shared in each other, a few make a text without end."""
+_MOST = 20_000
+"""Values that are shown again, since they stand in several places."""
 _CHARACTERS = 1 << 26
 """Of all texts and names together: one may stand in many places."""
 _LONGEST_INT = 1024
@@ -56,16 +57,15 @@ class _Plain:
 
     def __init__(self) -> None:
         self.above: set[int] = set()
-        self.seen: set[int] = set()
-        self.count = self.again = 0
+        self.seen: dict[int, Any] = {}
+        self.again = 0
         self.characters = _CHARACTERS
 
     def value(self, value: Any, depth: int) -> Any:
         if isinstance(value, int) and value.bit_length() > _LONGEST_INT:
             return {"int": f"{value.bit_length()} bits"}
         if isinstance(value, str):
-            self.characters -= len(value)
-            return value if self.characters >= 0 else {"str": len(value)}
+            return self.text(value)
         if value is None or isinstance(value, bool | int):
             return value
         if isinstance(value, float):
@@ -79,10 +79,18 @@ class _Plain:
         ref = formats.tensor_of(value, arrays=True)
         if ref is not None:
             return {"array": ref.dtype.name, "shape": list(ref.shape)}
-        self.count += 1
-        self.again += id(value) in self.seen
-        self.seen.add(id(value))
-        if id(value) in self.above or depth > _DEEPEST or self.count > _MOST or self.again > _MOST_AGAIN:
+        return self.once(value, depth)
+
+    def text(self, value: str) -> Any:
+        self.characters -= len(value)
+        return value if self.characters >= 0 else {"str": len(value)}
+
+    def once(self, value: Any, depth: int) -> Any:
+        """A container; one that was shown before counts with its members, and what occurs once costs nothing."""
+        if id(value) in self.seen:
+            self.again += 1 + (len(value) if isinstance(value, Sized) else 1)
+        self.seen[id(value)] = value
+        if id(value) in self.above or depth > _DEEPEST or self.again > _MOST:
             return {"omitted": "it contains itself, or is too large"}
         self.above.add(id(value))
         made = self.container(value, depth + 1)

@@ -19,8 +19,8 @@ from ckptsurgeon.tensor import TensorRef
 SCHEMA = "ckptsurgeon.tree/1"
 _WIDEST = 60
 _DEEPEST = 60
-_MOST_LINES, _MOST_AGAIN = 200_000, 10_000
-"""Lines in all, and those of what was shown before: shared in each other, a few objects make a tree without end."""
+_LINES = 20_000
+"""Of what is shown in several places; a container that was not shown yet always is."""
 _CHARACTERS = 1 << 26
 """Of all names together: one key may stand in many places."""
 
@@ -60,13 +60,12 @@ def node(name: str, value: Any) -> Node:
 class _Builder:
     def __init__(self) -> None:
         self.above: set[int] = set()
-        self.seen: set[int] = set()
-        self.lines = self.again = 0
+        self.lines = 0
         self.characters = _CHARACTERS
+        self.seen: set[int] = set()
         self.dull: set[int] = set()
 
     def node(self, name: str, value: Any, depth: int) -> Node:
-        self.lines += 1
         self.characters -= len(name)
         if self.characters < 0:
             return Node("…", "… (the names have too many characters)")
@@ -77,9 +76,10 @@ class _Builder:
             return Node(name, f"{shown(formats.kind_of(value))} {ref.spec}", nbytes=ref.nbytes, tensors=1)
         if not isinstance(value, dict | list | tuple | Opaque):
             return Node(name, _scalar(value))
-        self.again += id(value) in self.seen
+        if id(value) in self.seen:
+            self.lines += 1 + (len(value) if isinstance(value, dict | list | tuple) else 1)
         self.seen.add(id(value))
-        if id(value) in self.above or depth > _DEEPEST or self.lines > _MOST_LINES or self.again > _MOST_AGAIN:
+        if id(value) in self.above or depth > _DEEPEST or self.lines > _LINES:
             return Node(name, "… (shown above, or too deep)")
         self.above.add(id(value))
         made = Node(name, "")
