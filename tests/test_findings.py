@@ -22,7 +22,7 @@ from ckptsurgeon.stream import publishing
 from ckptsurgeon.tensor import TensorRef, TensorSpec
 
 SECONDS = 8
-"""Most of what a case may take in all ways of looking at it, beside other programs; each took longer, or had no end."""
+"""Most of the processor's time that a case may take in all ways of looking at it; each took longer, or had no end."""
 SAID: dict[str, tuple[str, str]] = {
     "a_count_without_end": ("damaged a/data.pkl: a storage size is a tuple, no count", ""),
     "a_device_without_end": ("damaged a/data.pkl: a device is a tuple, no text", ""),
@@ -35,24 +35,20 @@ SAID: dict[str, tuple[str, str]] = {
         "note: .a.inplace is of another state of the file, and not used; `ckpt verify --repair` removes it",
         "1 tensors",
     ),
-    "state_dicts_in_pairs": ("1 tensors", "objects that share each other below '0.0.0."),
+    "state_dicts_in_pairs": ("1 tensors", "objects that share each other, over the limit of 100000"),
     "optimizers_in_pairs": (
         "holds no state dict, but a tuple of 2 items",
-        "objects that share each other below '0.0.0.",
+        "objects that share each other, over the limit of 100000",
     ),
-    "modules_in_pairs": (
-        "a model of too many modules or tensors, over the limit of 100000; where the file is what you expect, "
-        "`--reader-limit repeats=N` raises it",
-        "a model of too many modules",
-    ),
+    "modules_in_pairs": ("objects that share each other, over the limit of 100000", ""),
     "state_dicts_far_down": ("10000 state dicts could be meant: a.a.a.", "10000 tensors"),
-    "names_of_a_megabyte": ("holds no state dict, but a tuple of 2 items", "very long names below '0.0.kkkkkk"),
+    "names_of_a_megabyte": ("1000 tensors", "longer names of what it holds, over the limit of 134217728"),
     "a_list_far_down": ("holds no state dict, but a list of 1 item", "is nested too deeply, over the limit of 200"),
     "tensors_named_as_an_optimizer": ("2 tensors", "2 tensors"),
     "half_a_character": ("damaged safetensors header: 'utf-8' codec can't encode character '\\ud800'", ""),
-    "integers_of_one_hash": ("holds no state dict, but a dict of 19999 items", "--select . names nothing"),
-    "tuples_of_one_hash": ("holds no state dict, but a set of 19999 items", "--select . names nothing"),
-    "numbers_of_one_hash": ("damaged a/data.pkl: a negative or huge memo index, near byte 24", ""),
+    "integers_of_one_hash": ("more than 64 keys of dicts or sets with one hash", ""),
+    "tuples_of_one_hash": ("more than 64 keys of dicts or sets with one hash", ""),
+    "numbers_of_one_hash": ("damaged a/data.pkl: a memo index below 0 or over 32 bits, near byte 24", ""),
     "a_pair_as_a_key": ("holds no state dict, but an OrderedDict of 1 item", "--select . names nothing"),
     "sparse_of_sparse": (
         "'x': damaged a/data.pkl: a tensor that is made of others in more than 256 places",
@@ -100,12 +96,12 @@ def test_a_finding_is_told_at_once(case: Callable[[Path], None]) -> None:
     case(Path("a"))
     if not Path("a").exists():
         return
-    begin = time.perf_counter()
+    begin = time.process_time()
     first, second = SAID[case.__name__]
     assert first in said(shown)
     assert (second or first) in said(lambda: repr(cs.open("a", ".")))
     said(looked)
-    assert time.perf_counter() - begin < SECONDS
+    assert time.process_time() - begin < SECONDS
 
 
 def test_every_finding_is_asserted() -> None:
@@ -121,16 +117,16 @@ def test_a_journal_with_a_nul_in_a_name_is_not_understood_and_moves_nothing() ->
     assert sorted(path.name for path in Path().iterdir()) == [".a.0123abcd.part", ".a.journal"]
 
 
-def test_a_thousand_keys_whose_hashes_may_be_chosen_are_keys() -> None:
-    """And the next is a record in its place; integers of usual size, texts and pairs of them are keys, however many."""
-    keys = b"".join(findings.integer(i * findings.P) + b"N" for i in range(1, 1003))
+def test_keys_whose_hashes_may_be_chosen_are_keys_where_they_are_few_alike() -> None:
+    """Sixty-four of one hash; integers of usual size, texts and pairs of them are keys, however many."""
+    keys = b"".join(findings.integer(i * findings.P) + b"N" for i in range(1, 65))
     usual = b"".join(b"J" + i.to_bytes(4, "little") + b"N" for i in range(2000))
     usual += b"".join(findings.text(f"k{i}") + b"K\1\x86N" for i in range(2000))
     findings.zipped(Path("a"), b"}(" + keys + usual + b"u")
-    root = cs.inspect("a").root
-    made = [key for key in root if not isinstance(key, int | tuple)]
-    assert len(root) == 1002 + 4000
-    assert [repr(key) for key in made] == ["<a key that cannot be one here object>"] * 2
+    assert len(cs.inspect("a").root) == 64 + 4000
+    findings.zipped(Path("a"), b"}(" + keys + findings.integer(65 * findings.P) + b"Nu")
+    with pytest.raises(cs.InputError, match="more than 64 keys of dicts or sets with one hash"):
+        cs.inspect("a")
 
 
 @pytest.mark.parametrize(
@@ -145,12 +141,6 @@ def test_a_literal_of_python_2_is_read_as_python_does_and_without_a_warning(lite
 def test_half_of_an_escape_is_no_text() -> None:
     with pytest.raises(_pickle.BadPickle, match="a string with half of an escape"):
         _pickle.loads(b"S'\\x4'\n.")
-
-
-def test_a_place_in_words_does_not_grow_with_every_level() -> None:
-    findings.a_list_far_down(Path("a"))
-    (name,) = [name for name, _ in cs.inspect("a").tensors()]
-    assert (len(name), name[-1]) == (10_002, "…")
 
 
 def test_a_tree_of_what_is_shared_is_made_of_few_lines() -> None:

@@ -118,7 +118,7 @@ def test_an_error_must_name_its_file_and_be_short() -> None:
     with pytest.raises(look.Broken, match="names no file"):
         look.refused(cs.InputError("damaged"), "f")
     with pytest.raises(look.Broken, match="an error of 30000 characters"):
-        look.refused(cs.InputError("x" * 30_000), None)
+        look.refused(cs.InputError("x", path="p" * 29_997), None)  # keys and causes are shortened, paths are not
 
 
 def test_the_library_takes_what_is_known_and_nothing_else_is_excused(table: dict[str, targets.Target]) -> None:

@@ -90,11 +90,9 @@ MET: list[tuple[str, int, Callable[[], None]]] = [
     ("dimensions", 1, _safetensors),
     ("dimensions", 1, _torch),
     ("view_bytes", 100, _repeated),
-    ("view_bytes", 100, _shared),
     ("name_characters", 20, _names),
     ("modules", 1, _modules),
     ("repeats", 1, _twice),
-    ("names", 1, _modules),
 ]
 
 
@@ -141,6 +139,20 @@ def test_an_unknown_limit_or_number_is_a_wrong_usage(word: str, ckpt: Any) -> No
     ran = ckpt("ls", "a", "--reader-limit", word)
     assert ran.code == 2
     assert ran.err.startswith("ckpt: error: --reader-limit")
+
+
+def test_an_output_that_is_many_times_its_source_is_refused_before_it_is_written(ckpt: Any) -> None:
+    """Three hundred names of one tensor, each of which safetensors writes in full; a torch file keeps them tied."""
+    _shared()
+    lowered = ("--reader-limit", "view-bytes=100", "--reader-limit", "view-ratio=200")
+    ran = ckpt("convert", "a", "out.safetensors", *lowered)
+    assert ran.code == 2
+    assert "its tensors, each in full (a .pth, or --tied alias, keeps what is shared), take 12" in ran.err
+    assert "of 4000 that the file has for them, over the limit of 100; where the file is what you expect" in ran.err
+    assert sorted(path.name for path in Path().iterdir()) == ["a"]
+    assert ckpt("convert", "a", "out.pth", *lowered).code == 0
+    assert ckpt("convert", "a", "out.safetensors", "--tied", "alias", *lowered).code == 0
+    assert ckpt("convert", "a", "full.safetensors").code == 0
 
 
 def test_limits_hold_for_a_context_and_no_longer() -> None:

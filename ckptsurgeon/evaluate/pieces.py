@@ -181,7 +181,8 @@ def _contiguous(extent: Extent, size: int) -> Iterator[Piece]:
         if inflating is None:
             yield Piece(count, partial(_read, extent, start, count))
         else:
-            yield Piece(count, partial(_next, inflating, 0 if start else extent.offset, count))
+            ends = extent.is_whole and start + count == extent.nbytes
+            yield Piece(count, partial(_next, inflating, 0 if start else extent.offset, count, ends))
 
 
 def _read(extent: Extent, start: int, count: int, handles: Handles) -> memoryview:
@@ -189,9 +190,12 @@ def _read(extent: Extent, start: int, count: int, handles: Handles) -> memoryvie
     return memoryview(read_exactly(descriptor, count, extent.offset + start, extent.path))
 
 
-def _next(inflating: Inflating, skipped: int, count: int, handles: Handles) -> memoryview:
+def _next(inflating: Inflating, skipped: int, count: int, ends: bool, handles: Handles) -> memoryview:
     inflating.skip(handles, skipped)
-    return memoryview(inflating.read(handles, count))
+    block = inflating.read(handles, count)
+    if ends:
+        inflating.finish(handles)
+    return memoryview(block)
 
 
 def _proven(extent: Extent, spec: TensorSpec, size: int) -> Iterator[Piece]:

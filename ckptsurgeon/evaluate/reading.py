@@ -89,15 +89,27 @@ class Inflating:
             self.read(handles, step)
             count -= step
 
+    def finish(self, handles: Handles) -> None:
+        """InputError when anything is left of the member, inflated or not."""
+        more = b""
+        while not self._inflate.eof and not more and (packed := self._packed(handles)):
+            more = self._inflate.decompress(packed, 1)
+        if more or not self._inflate.eof or self._inflate.unused_data or self._left:
+            raise InputError("a compressed record does not end where its compressed data ends", path=self._file.path)
+
+    def _packed(self, handles: Handles) -> bytes | bytearray:
+        """What is to be inflated next; nothing at the end of the member."""
+        if not self._inflate.unconsumed_tail and self._left:
+            step, at = min(self._left, self._size), self._at
+            self._at, self._left = at + step, self._left - step
+            return read_exactly(handles.descriptor(self._file), step, at, self._file.path)
+        return self._inflate.unconsumed_tail
+
     def read(self, handles: Handles, count: int) -> bytearray:
         """The next `count` bytes; InputError when the member is damaged or ends before."""
         made = bytearray()
         while len(made) < count:
-            packed: bytes | bytearray = self._inflate.unconsumed_tail
-            if not packed and self._left:
-                step = min(self._left, self._size)
-                packed = read_exactly(handles.descriptor(self._file), step, self._at, self._file.path)
-                self._at, self._left = self._at + step, self._left - step
+            packed = self._packed(handles)
             try:
                 data = self._inflate.decompress(packed, count - len(made))
             except zlib.error as error:

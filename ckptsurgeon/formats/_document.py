@@ -109,13 +109,15 @@ class Document:
             for key, ref in candidate.tensors.items():
                 seen.add(ref.source)
                 yield key, ref
-        for name, ref in _tree.tensors(self.root):
-            if ref.source not in seen:
-                yield name, ref
+        with _about(self.path):
+            for name, ref in _tree.tensors(self.root):
+                if ref.source not in seen:
+                    yield name, ref
 
     def node(self, select: str) -> Any:
         """The object at `select`; UsageError when there is none."""
-        found = _select.node_of(self.root, select)
+        with _about(self.path):
+            found = _select.node_of(self.root, select)
         if found is None:
             raise UsageError(f"{self.path}: --select {select} names nothing; look at the whole with `ckpt ls --tree`")
         return found
@@ -123,7 +125,8 @@ class Document:
     def _made(self, found: Candidate) -> Checkpoint:
         if found.loose and not found.tensors:
             raise InputError(f"holds a module without parameters and buffers; {_loose(found)}", path=self.path)
-        extras, place = _splice.remove(self.root, found.path, found.rest)
+        with _about(self.path):
+            extras, place = _splice.remove(self.root, found.path, found.rest)
         origin = Origin(self.path, self.format, found.path, place)
         remarks = (*self.interrupted, *([_loose(found)] if found.loose else []))
         return Checkpoint(found.tensors, dict(self.metadata), found.versions, extras, origin, remarks, self.provenance)

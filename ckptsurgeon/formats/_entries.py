@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from ckptsurgeon.errors import quoted
 from ckptsurgeon.formats import _json
 
 METADATA = "__metadata__"
@@ -56,7 +57,7 @@ def entries(raw: bytes, metadata: dict[str, str]) -> Iterator[Entry]:
             else:
                 entry = key, *_parts(key, value)
         if key in seen:
-            raise ValueError(f"the key {key!r} stands twice")
+            raise ValueError(f"the key {quoted(key)} stands twice")
         seen.add(key)
         if entry is not None:
             yield entry
@@ -90,7 +91,8 @@ def _pair(text: str, at: int) -> tuple[str, Any, int, str]:
             value, end = {}, at + 4
         else:
             what = "no map of text to text" if key == METADATA else "no entry of dtype, shape and data_offsets"
-            raise ValueError(f"{key!r} is {what}")
+            long = ", or a very long one" if key != METADATA and text.startswith("{", at) else ""
+            raise ValueError(f"{quoted(key)} is {what}{long}")
     else:
         value, end = _json.text(found[0]), found.end()
     at = _past(text, end)
@@ -108,5 +110,5 @@ def _texts(value: Any) -> Mapping[str, str]:
 
 def _parts(key: str, value: Any) -> tuple[Any, Any, Any]:
     if not isinstance(value, dict) or value.keys() != {"dtype", "shape", "data_offsets"}:
-        raise ValueError(f"{key!r} is no entry of dtype, shape and data_offsets")
+        raise ValueError(f"{quoted(key)} is no entry of dtype, shape and data_offsets")
     return value["dtype"], value["shape"], value["data_offsets"]

@@ -25,7 +25,7 @@ from ckptsurgeon.inert import Opaque
 from ckptsurgeon.limits import DEFAULT, Limits
 
 _SIZED = (str, bytes, bytearray, list, tuple, dict, set, frozenset)
-_SMALL, _EACH = 64, 32
+_SMALL, _EACH = 64, 256
 
 
 class BadPickle(Exception):
@@ -197,7 +197,7 @@ class _Machine:
     def call(self, function: Any, args: Any) -> Any:
         if not isinstance(args, tuple):
             raise BadPickle(f"arguments that are no tuple, near byte {self.at}")
-        self.pay(8 * len(args) + sum(map(_copied, args)))
+        self.pay(_EACH * len(args) + sum(map(_copied, args)))
         if not isinstance(function, Opaque) or function.args is not None:
             return Opaque("a call of what is no global", (function, *args))
         builder = self.builders.get(function.name)
@@ -312,7 +312,7 @@ def _new(machine: _Machine) -> None:
 def _new_ex(machine: _Machine) -> None:
     kwargs, args, cls = machine.stack.pop(), machine.stack.pop(), machine.stack.pop()
     made = _instance(machine, cls, args)
-    machine.pay(8 * len(args))
+    machine.pay(_EACH * len(args))
     machine.stack.append(made if not kwargs else Opaque(getattr(cls, "name", "an object"), (*args, kwargs)))
 
 

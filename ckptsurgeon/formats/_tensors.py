@@ -100,7 +100,8 @@ def text(value: Any, what: str) -> str:
 
 def dtype_of(value: Any) -> DType | None:
     """The element type that a pickled `torch.dtype` names; None for one that cannot be held."""
-    return DTYPES.get(value.name.removeprefix("torch.")) if isinstance(value, Opaque) else None
+    found = DTYPES.get(value.name.removeprefix("torch.")) if isinstance(value, Opaque) else None
+    return found if found is not None and found.bits >= 8 else None  # torch has no names for those of safetensors
 
 
 def view(storage: Storage, dtype: DType, offset: Any, shape: Any, strides: Any, limits: Limits) -> TensorRef:

@@ -191,10 +191,10 @@ def _entry(directory: bytes, at: int, headers: _Headers, end: int) -> tuple[int,
     start = at + _CENTRAL_SIZE
     raw = directory[start : start + n]
     name = _name(raw)
-    if _U32 in (size, packed, header):
-        extra = directory[start + n : start + n + m]
+    extra = directory[start + n : start + n + m]
+    if _U32 in (size, packed, header) or (m and b"\1\0" in extra):
         size, packed, header = _wide(extra, name, size, packed, header)
-    if flags & 0x2041:
+    if flags & 0x2061:
         raise BadZip(f"{quoted(name)} is encrypted or patched")
     if method not in (0, 8) or (method == 0 and packed != size):
         raise BadZip(f"{quoted(name)} is packed in a way that torch does not use (method {method})")
@@ -216,8 +216,11 @@ def _name(raw: bytes) -> str:
 
 
 def _wide(extra: bytes, name: str, size: int, packed: int, header: int) -> tuple[int, int, int]:
-    """The three numbers, from the zip64 field where the narrow ones are all ones."""
-    at, found = 0, None
+    """The three numbers, from the zip64 field where the narrow ones are all ones.
+
+    A field that nobody needs may be there, if it says the same.
+    """
+    at, found, narrow = 0, None, (size, packed, header)
     while at + 4 <= len(extra):
         kind, length = struct.unpack_from("<HH", extra, at)
         body = extra[at + 4 : at + 4 + length]
@@ -226,14 +229,16 @@ def _wide(extra: bytes, name: str, size: int, packed: int, header: int) -> tuple
             if found is not None:
                 raise BadZip(f"{quoted(name)} has two zip64 fields")
             wide = [struct.unpack_from("<Q", body, i)[0] for i in range(0, len(body) - len(body) % 8, 8)]
-            try:
-                numbers = [wide.pop(0) if narrow == _U32 else narrow for narrow in (size, packed, header)]
-            except IndexError:
+            needed = sum(number == _U32 for number in narrow)
+            if len(wide) < needed:
                 break
-            found = numbers[0], numbers[1], numbers[2]
-    if found is not None:
-        return found
-    raise BadZip(f"{quoted(name)} has no zip64 field for its size")
+            taken = iter(wide)
+            found = tuple(next(taken) if number == _U32 else number for number in narrow)
+            if len(wide) > needed and tuple(wide) != found[: len(wide)]:
+                raise BadZip(f"{quoted(name)} has a zip64 field that says something else")
+    if found is None and _U32 in narrow:
+        raise BadZip(f"{quoted(name)} has no zip64 field for its size")
+    return (size, packed, header) if found is None else (found[0], found[1], found[2])
 
 
 def _data_offset(headers: _Headers, header: int, raw: bytes, method: int, told: tuple[int, int, int]) -> int:
@@ -251,7 +256,7 @@ def _data_offset(headers: _Headers, header: int, raw: bytes, method: int, told: 
         or n != len(raw)
         or local[_LOCAL_SIZE:] != raw
         or packing != method
-        or flags & 0x2041
+        or flags & 0x2061
         or not same
     ):
         raise BadZip(f"{quoted(_name(raw))} is described differently by the directory and in its place")
