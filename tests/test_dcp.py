@@ -162,7 +162,7 @@ BAD: dict[str, tuple[Callable[[Metadata], object], str]] = {
     "no tensors": (lambda m: setattr(m, "state_dict_metadata", []), "it names no tensors"),
     "many dimensions": (
         lambda m: setattr(m.state_dict_metadata["0.weight"], "size", size((1,) * 100_000)),
-        "size has 100000 dimensions, over the limit of 64",
+        "shape has 100000 dimensions, over the limit of 64",
     ),
 }
 

@@ -21,9 +21,10 @@ from ckptsurgeon.sources import Inline
 from ckptsurgeon.stream import publishing
 from ckptsurgeon.tensor import TensorRef, TensorSpec
 
-SECONDS = 8
+SECONDS = 60
 """Most of the processor's time that a case may take in all ways of looking at it; each took longer, or had no end."""
 SAID: dict[str, tuple[str, str]] = {
+    "a_compressed_record_that_ends_early": ("1 tensors", "1 tensors"),
     "a_count_without_end": ("damaged a/data.pkl: a storage size is a tuple, no count", ""),
     "a_device_without_end": ("damaged a/data.pkl: a device is a tuple, no text", ""),
     "a_layout_without_end": ("1 tensors", "1 tensors"),
@@ -127,6 +128,18 @@ def test_keys_whose_hashes_may_be_chosen_are_keys_where_they_are_few_alike() -> 
     findings.zipped(Path("a"), b"}(" + keys + findings.integer(65 * findings.P) + b"Nu")
     with pytest.raises(cs.InputError, match="more than 64 keys of dicts or sets with one hash"):
         cs.inspect("a")
+
+
+def test_a_compressed_record_that_ends_early_is_damaged_however_it_is_read() -> None:
+    """Its end was waited for without an end."""
+    findings.a_compressed_record_that_ends_early(Path("a"))
+    words = "a compressed record is shorter than the archive says"
+    with pytest.raises(cs.InputError, match=words):
+        list(cs.open("a")["w"].blocks())
+    assert words in str(cs.verify("a").problems[0])
+    with pytest.raises(cs.InputError, match=words):
+        cs.convert("a", "out.safetensors")
+    assert [path.name for path in Path().iterdir()] == ["a"]
 
 
 @pytest.mark.parametrize(

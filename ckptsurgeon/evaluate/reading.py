@@ -114,7 +114,7 @@ class Inflating:
                 data = self._inflate.decompress(packed, count - len(made))
             except zlib.error as error:
                 raise InputError(f"a compressed record is damaged ({error})", path=self._file.path) from error
-            if not data and not packed:
+            if not data and (not packed or self._inflate.eof):  # its end may come before all that it was given
                 raise InputError("a compressed record is shorter than the archive says", path=self._file.path)
             made += data
         return made

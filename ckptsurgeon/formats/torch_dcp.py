@@ -69,11 +69,13 @@ def read(probe: Probe) -> Document:
 
 @dataclass(frozen=True)
 class _Place:
-    """Where a chunk lies: the file beside `.metadata`, its first byte there, and its bytes."""
+    """Where a chunk lies: the file beside `.metadata`, its first byte there, its bytes, and whether they were
+    transformed (compressed) by an extension."""
 
     file: str
     offset: int
     length: int
+    transformed: bool
 
 
 _Places = Mapping[str, _Place]
@@ -109,7 +111,8 @@ def _places(data: Any) -> _Places:
         where = _where(name, begins)
         if where in found:
             raise BadRecord(f"two chunks of {quoted(name)} begin at {list(begins)}")
-        found[where] = _Place(file, count(info.get("offset"), "an offset"), count(info.get("length"), "a length"))
+        begin, length = count(info.get("offset"), "an offset"), count(info.get("length"), "a length")
+        found[where] = _Place(file, begin, length, bool(info.get("transform_descriptors")))
     return found
 
 
@@ -152,7 +155,7 @@ def _leaves(named: dict[Any, Any], places: _Places, limits: Limits) -> dict[str,
 def _tensor(name: str, fields: dict[Any, Any], places: _Places, limits: Limits) -> TensorRef:
     """A tensor, whose chunks must be as many elements as it has, and lie inside of it."""
     try:
-        shape = dims(fields.get("size"), "size", limits)
+        shape = dims(fields.get("size"), "shape", limits)
         dtype = _dtype(fields.get("properties"))
         chunks = fields.get("chunks")
         if dtype is None or not isinstance(chunks, list):
@@ -168,8 +171,13 @@ def _tensor(name: str, fields: dict[Any, Any], places: _Places, limits: Limits) 
                 raise BadRecord(f"a chunk of {list(sizes)} at {list(begins)} leaves the tensor of {list(shape)}")
             if str(begins) in seen and all(sizes):
                 raise BadRecord(f"two chunks begin at {list(begins)}")
-            if _where(name, begins) not in places:
+            place = places.get(_where(name, begins))
+            if place is None:
                 raise BadRecord(f"the chunk at {list(begins)} lies nowhere")
+            if (nbytes := TensorSpec(dtype, sizes).nbytes) > place.length and not place.transformed:
+                raise BadRecord(
+                    f"the chunk at {list(begins)} has {nbytes} bytes, and {place.length} in {quoted(place.file)}"
+                )
             seen.add(str(begins))
             elements += prod(map(int, sizes))
         if elements != whole:
