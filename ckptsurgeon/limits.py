@@ -36,7 +36,7 @@ class Limits:
     """Members of one archive."""
     dimensions: int = 64
     """Dimensions of one tensor (torch's own bound)."""
-    view_bytes: int = 4 << 30
+    view_bytes: int = 1 << 30
     """A tensor that repeats its bytes (`expand`), and all tensors of a file together, may always take this …"""
     view_ratio: int = 64
     """… and beyond that, at most so many times the bytes that the file has for them."""

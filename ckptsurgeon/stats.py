@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     import torch
 
 
+_AT_ONCE = 1 << 20
+"""Values that are computed with at a time: in float64 they are eight times as large as they may lie in the file."""
+
+
 @dataclass(frozen=True)
 class Stats:
     """Over the finite values: `minimum`, `maximum`, `mean`, `std` (of the population); None where
@@ -38,17 +42,20 @@ def of(ref: TensorRef) -> Stats:
         return Stats(None, None, None, None, None, None)
     low, high, total, squares, count, nan, inf = math.inf, -math.inf, 0.0, 0.0, 0, 0, 0
     for values in _numbers(ref):
-        nan += int(values.isnan().sum())
-        inf += int(values.isinf().sum())
-        values = values[values.isfinite()]
+        finite = values.isfinite()
+        if not finite.all():
+            nan += int(values.isnan().sum())
+            inf += int(values.isinf().sum())
+            values = values[finite]
         if values.numel():
-            low, high = min(low, float(values.min())), max(high, float(values.max()))
-            mean = float(values.mean())
-            squares += float((values - mean).square().sum())
+            least, most = values.aminmax()
+            variance, middle = values.var(correction=0), float(values.mean())
+            low, high = min(low, float(least)), max(high, float(most))
+            squares += float(variance) * values.numel()
             if count:
-                shift = mean - total / count
+                shift = middle - total / count
                 squares += shift * shift * count * values.numel() / (count + values.numel())
-            total, count = total + mean * values.numel(), count + values.numel()
+            total, count = total + middle * values.numel(), count + values.numel()
     if not count:
         return Stats(None, None, None, None, nan, inf)
     return Stats(low, high, _finite(total / count), _finite(math.sqrt(squares / count)), nan, inf)
@@ -59,7 +66,7 @@ def _numbers(ref: TensorRef) -> Iterator[torch.Tensor]:
     if ref.quantizer is not None:
         yield ref.read().dequantize().double().flatten()
         return
-    for block in ref.blocks():
+    for block in ref.blocks(ref.dtype.itemsize * _AT_ONCE):
         shape = (block.nbytes // ref.dtype.itemsize,)
         try:
             yield evaluate.to_torch(bytearray(block), TensorSpec(ref.dtype, shape)).double()
