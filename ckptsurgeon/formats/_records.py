@@ -21,6 +21,7 @@ from bisect import bisect_right
 from collections import OrderedDict
 from dataclasses import dataclass
 from itertools import islice
+from math import prod
 from typing import Any
 
 from ckptsurgeon.formats._plain import Builder
@@ -168,10 +169,10 @@ class Records:
         pid = (word, kind, storage_key, device, elements, *(None for _ in sized[2:-1]))
         numbers = (_int(shaped[0]), _tuple(shaped[1:]), _tuple(strided), ended[0] == b"\x88")
         storage = self.storages(pid)
+        if prod(numbers[1]) > elements:
+            raise ValueError(storage_key)  # such a view is counted by the builder, once
         ref = self.build((storage, *numbers, OrderedDict()))
         if not isinstance(ref, TensorRef) or not isinstance(ref.source, Extent) or not isinstance(storage, Storage):
-            raise ValueError(storage_key)
-        if ref.nbytes > storage.nbytes:  # the builder counts such views
             raise ValueError(storage_key)
         steps = sum(map(len, (named, sized, shaped, strided, ended)))
         shift = ref.source.offset - storage.offset
