@@ -154,7 +154,7 @@ class OutputError(CkptError):
 
     def __init__(self, path: str | PathLike[str], cause: str) -> None:
         self.path, self.cause = fspath(path), cause
-        super().__init__(f"{self.path}: {cause}")
+        super().__init__(shown(f"{self.path}: {cause}"))
 
 
 class _Problems(CkptError):

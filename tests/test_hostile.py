@@ -128,3 +128,35 @@ def test_the_command_does_so_within_4_gib_of_addresses(name: str, tmp_path: Path
     assert "Traceback" not in done.stderr
     if wanted:
         assert TABLE[name]["says"] in done.stderr
+
+
+@pytest.mark.parametrize(
+    "moves",
+    [
+        [".evil.safetensors.00000000.part", "my-thesis.txt"],
+        [".my-thesis.txt.00000000.part", "my-thesis.txt"],
+        [".model.safetensors.index.json.00000000.part/my-thesis.txt.part", "my-thesis.txt"],
+    ],
+)
+def test_a_journal_from_elsewhere_replaces_nothing_that_it_does_not_belong_to(
+    moves: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ckpt: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("my-thesis.txt").write_text("years of work")
+    staged = Path(moves[0])
+    staged.parent.mkdir(exist_ok=True)
+    staged.write_text("evil")
+    Path(".model.safetensors.index.json.journal").write_text(json.dumps({"moves": [moves], "aside": []}))
+    ran = ckpt("verify", ".", "--repair")
+    assert ran.code == 2
+    assert "cannot be understood" in ran.err
+    assert Path("my-thesis.txt").read_text() == "years of work"
+
+
+def test_notes_and_wrong_selections_forge_no_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ckpt: Any) -> None:
+    import torch
+
+    monkeypatch.chdir(tmp_path)
+    torch.save({"a\nckpt: all is well": {"w": torch.ones(1)}, "b": {"w": torch.ones(1)}}, "a.pth")
+    ran = ckpt("convert", "a.pth", "out.pth", "--select", "nope")
+    assert (ran.code, len(ran.err.splitlines())) == (2, 1)

@@ -48,7 +48,9 @@ class Sink:
     def note(self, text: str) -> None:
         """Something worth knowing that is no result."""
         if not self.quiet:
-            typer.echo(f"ckpt: {_encodable(text)}", err=True)
+            from ckptsurgeon.errors import shown
+
+            typer.echo(f"ckpt: {_encodable(shown(text))}", err=True)
 
     def cached(self, label: str) -> None:
         """The note that a model was not built: an answer from the cache must not pass for a fresh one."""

@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import Any
 
 from ckptsurgeon.checkpoint import Checkpoint, Origin
-from ckptsurgeon.errors import AmbiguousError, InputError, UsageError
+from ckptsurgeon.errors import MOST_SHOWN, AmbiguousError, InputError, UsageError, brief, shown
 from ckptsurgeon.formats import _select, _splice, _tree
 from ckptsurgeon.formats._tree import Candidate
 from ckptsurgeon.provenance import Provenance
@@ -98,8 +98,9 @@ class Document:
         with _about(self.path):
             found = _select.at(self.root, select)
         if found is None:
-            names = ", ".join(candidate.name for candidate in self.candidates) or "none"
-            raise UsageError(f"{self.path}: --select {select} names nothing with tensors in it; state dicts: {names}")
+            names = ", ".join(brief(candidate.name) for candidate in self.candidates[:MOST_SHOWN]) or "none"
+            text = f"{self.path}: --select {select} names nothing with tensors in it; state dicts: {names}"
+            raise UsageError(shown(text))
         return found
 
     def tensors(self) -> Iterator[tuple[str, TensorRef]]:

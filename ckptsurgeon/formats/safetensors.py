@@ -79,6 +79,7 @@ def header(probe: Probe) -> Header:
         if old is not None:
             tensors = {key: _as_it_was(ref, old) for key, ref in tensors.items()}
     except InputError as error:
+        error.path = error.path or file.path
         if pending is not None and pending.state == "stale":
             error.hint = f"{pending.path} beside it, of an in-place change, does not belong to it and cannot mend it"
         raise
@@ -93,6 +94,8 @@ def _as_it_was(ref: TensorRef, old: bytes) -> TensorRef:
     assert isinstance(extent, Extent)
     if not ref.nbytes or extent.offset >= len(old):
         return ref
+    if extent.offset + extent.nbytes > len(old):
+        raise InputError("the side file of an in-place change ends inside of a tensor, and cannot be its own")
     return TensorRef(ref.spec, Inline(old[extent.offset : extent.offset + extent.nbytes]))
 
 

@@ -15,8 +15,8 @@ import stat
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from ckptsurgeon.errors import InputError, OutputError
-from ckptsurgeon.formats import JOURNAL
+from ckptsurgeon.errors import InputError, OutputError, UsageError
+from ckptsurgeon.formats import JOURNAL, output
 from ckptsurgeon.stream import staging
 from ckptsurgeon.writing import alone, failures, put, sync_folder
 
@@ -226,6 +226,7 @@ def _carry_on(folder: str, journal: str, path: str) -> None:
         found = json.loads(_text(journal))
         moves = [(_staged(folder, a), _inside(folder, b)) for a, b in found["moves"]]
         aside = [_staged(folder, name) for name in found["aside"]]
+        _prove(os.path.basename(journal), found["moves"])
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(f"cannot be understood ({error})", path=journal, hint="remove it, and write again") from None
     held = sorted({name for beside, _ in moves for name in (beside, os.path.dirname(beside)) if name != folder})
@@ -240,6 +241,22 @@ def _carry_on(folder: str, journal: str, path: str) -> None:
     for name in held:
         with contextlib.suppress(OSError):
             os.rmdir(name)
+
+
+def _prove(journal: str, moves: Iterable[tuple[str, str]]) -> None:
+    """ValueError where a staged file would get another name than its own, or one that is no part of the output: a
+    journal may come from elsewhere, and must not replace what it does not belong to."""
+    named = JOURNAL.fullmatch(journal)
+    base = named[1] if named else ""
+    try:
+        kin = output(base).is_kin
+    except UsageError:
+        kin = no_kin
+    for staged, name in moves:
+        *_, last = staged.split("/")
+        own = last.removesuffix(".part") if "/" in staged else staging.staged_for(last)
+        if (own != name and not (own and name.startswith(own))) or not (name == base or kin(name)):
+            raise ValueError(f"{staged!r} is not what {name!r} was staged as for {base!r}")
 
 
 def _text(journal: str) -> bytes:
