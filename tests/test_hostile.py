@@ -160,3 +160,20 @@ def test_notes_and_wrong_selections_forge_no_line(tmp_path: Path, monkeypatch: p
     torch.save({"a\nckpt: all is well": {"w": torch.ones(1)}, "b": {"w": torch.ones(1)}}, "a.pth")
     ran = ckpt("convert", "a.pth", "out.pth", "--select", "nope")
     assert (ran.code, len(ran.err.splitlines())) == (2, 1)
+
+
+def test_a_big_endian_array_whose_dtype_says_so_by_its_name_alone_is_read_as_numpy_reads_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """numpy writes the order into the dtype's state; a pickle by hand may leave that out."""
+    from hostile import _opcodes as op
+    from hostile._containers import torch_zip
+
+    import ckptsurgeon as cs
+
+    monkeypatch.chdir(tmp_path)
+    dtype = op.call("numpy", "dtype", op.text(">f4"), op.FALSE, op.TRUE)
+    data = op.raw(b"\x3f\x80\0\0\x40\0\0\0")
+    array = op.call("numpy._core.numeric", "_frombuffer", data, dtype, op.numbers(2), op.text("C"))
+    Path("a.pth").write_bytes(torch_zip(op.pickle(op.items((op.text("w"), array)))))
+    assert cs.open("a.pth")["w"].read().tolist() == [1.0, 2.0]

@@ -92,8 +92,11 @@ def _code(dtype: Any) -> str:
 
 
 def _big(dtype: Opaque) -> bool:
-    state = dtype.state
-    return isinstance(state, tuple) and len(state) > 1 and state[1] in (">", b">")
+    """Whether elements are big-endian: numpy pickles that as the dtype's state, without which its name says it."""
+    state, name = dtype.state, dtype.args[0] if dtype.args else ""
+    if isinstance(state, tuple) and len(state) > 1:
+        return state[1] in (">", b">")
+    return isinstance(name, str | bytes) and name[:1] in (">", b">")
 
 
 def _little(raw: bytes, unit: int) -> bytes:
