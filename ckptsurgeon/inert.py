@@ -6,8 +6,11 @@ are themselves; tensors are `TensorRef`; every other object is an `Opaque` recor
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterator, Sized
 from typing import Any
+
+UNKNOWN = object()
+"""In place of the tensor that a record stands for, as long as nobody asked."""
 
 
 class Opaque:
@@ -15,10 +18,11 @@ class Opaque:
 
     `name` is the dotted name of the class or function, `args` what it was called with (None: it
     was only named, not called), `state` what was to be set on the result, `items` and `pairs`
-    what was appended to it as to a list or a dict.
+    what was appended to it as to a list or a dict.  `tensor` is what it was found to stand for, by whoever asked first:
+    a record may be used in many places.
     """
 
-    __slots__ = ("args", "items", "name", "pairs", "state")
+    __slots__ = ("args", "items", "name", "pairs", "state", "tensor")
 
     def __init__(self, name: str, args: tuple[Any, ...] | None = None) -> None:
         self.name = name
@@ -26,6 +30,7 @@ class Opaque:
         self.state: Any = None
         self.items: list[Any] | None = None
         self.pairs: dict[Any, Any] | None = None
+        self.tensor: Any = UNKNOWN
 
     def fields(self) -> dict[Any, Any]:
         """What a reader may look into: the pairs, else the attributes that a dict of state gives."""
@@ -42,8 +47,17 @@ def attributes(state: Any) -> dict[Any, Any]:
     if isinstance(state, dict):
         return state
     if isinstance(state, tuple) and len(state) == 2 and all(part is None or isinstance(part, dict) for part in state):
-        return {**(state[0] or {}), **(state[1] or {})} if state[1] else state[0] or {}
+        first, second = state
+        return {**first, **second} if first and second else first or second or {}
     return {}
+
+
+def width(value: Any) -> int:
+    """How many members a container of the inert tree has, all of them for an object."""
+    if isinstance(value, Opaque):
+        parts = (value.args, value.items, value.pairs, value.fields())
+        return sum(len(part) for part in parts if part is not None)
+    return len(value) if isinstance(value, Sized) else 1
 
 
 def children(value: Any) -> Iterator[tuple[Hashable, Any]]:

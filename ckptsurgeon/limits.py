@@ -25,15 +25,15 @@ class Limits:
     inflated_bytes: int = 64 << 20
     """A pickle, or a file of code, that is compressed in its archive."""
     pickle_memory: int = 384 << 20
-    """What the objects of one pickle may take, beside twice the bytes of the pickle itself."""
+    """What the objects of all pickles of one opening may take, beside twice the bytes of the pickles themselves."""
     opcodes: int = 16_000_000
-    """Steps of one pickle."""
+    """Steps of all pickles of one opening."""
     marks: int = 10_000
     """Containers of a pickle that are open at one time."""
     code_bytes: int = 128 << 20
     """The code of a TorchScript archive, as far as its classes are looked up."""
-    archive_members: int = 1_000_000
-    """Members of one archive."""
+    archive_members: int = 500_000
+    """Members of one archive, entries of one header or index."""
     dimensions: int = 64
     """Dimensions of one tensor (torch's own bound)."""
     view_bytes: int = 1 << 30
@@ -51,9 +51,44 @@ class Limits:
 
 
 DEFAULT = Limits()
+
+
+@dataclass(slots=True)
+class Account:
+    """What is left of the memory and the steps that all pickles of one opening may take together."""
+
+    memory: int
+    steps: int
+
+
+_ACCOUNT: ContextVar[Account | None] = ContextVar("account", default=None)
 _CURRENT: ContextVar[Limits] = ContextVar("limits", default=DEFAULT)
 BLOCK = 8 << 20
 """Bytes that are read, changed and written at a time: tuning, not a limit."""
+
+
+@contextlib.contextmanager
+def account(limits: Limits) -> Iterator[Account]:
+    """The account of the opening that goes on, or a new one for as long as the context lasts: a package, a set of
+    shards and a legacy file hold many pickles, and are charged once."""
+    going = _ACCOUNT.get()
+    if going is not None:
+        yield going
+        return
+    token = _ACCOUNT.set(made := Account(limits.pickle_memory, limits.opcodes))
+    try:
+        yield made
+    finally:
+        _ACCOUNT.reset(token)
+
+
+@contextlib.contextmanager
+def forgotten(limits: Limits) -> Iterator[None]:
+    """What is charged for memory within the context is given back: what was read is not kept."""
+    with account(limits) as books:
+        before = books.memory
+        yield
+        books.memory = before
 
 
 def current() -> Limits:

@@ -189,6 +189,7 @@ def warm(base: Path) -> None:
         "deflate-sound",
         "name-zip-ansi",
         "tensor-expanded-small",
+        "bits-conjugate-complex",
         "special-empty",
         "unicode-broken-escape",
         "special-bzip2-bomb",

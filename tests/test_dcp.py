@@ -128,7 +128,7 @@ BAD: dict[str, tuple[Callable[[Metadata], object], str]] = {
     "a negative offset": (lambda m: _sized(m, offset=-1), "an offset is -1, no count"),
     "a length that is true": (lambda m: _sized(m, length=True), "a length is True, no count"),
     "no chunk": (lambda m: _chunks(m).clear(), "'0.weight': damaged: its chunks have 0 elements, it has 6"),
-    "a doubled chunk": (lambda m: _chunks(m).append(_chunks(m)[0]), "two chunks begin at [0, 0]"),
+    "a doubled chunk": (lambda m: _chunks(m).append(_chunks(m)[0]), "'0.weight' has a chunk that is another one's too"),
     "a chunk outside": (
         lambda m: _chunks(m).append(ChunkStorageMetadata(size((2, 1)), size((2, 1)))),
         "a chunk of [2, 1] at [2, 1] leaves the tensor of [3, 2]",

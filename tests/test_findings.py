@@ -15,7 +15,7 @@ import ckptsurgeon as cs
 from ckptsurgeon.dtypes import DTYPES
 from ckptsurgeon.formats import _pickle
 from ckptsurgeon.formats._values import tensor_of
-from ckptsurgeon.inert import Opaque
+from ckptsurgeon.inert import UNKNOWN, Opaque
 from ckptsurgeon.report import extras, listing, tree
 from ckptsurgeon.sources import Inline
 from ckptsurgeon.stream import publishing
@@ -171,5 +171,5 @@ def test_a_sharded_tensor_of_half_a_byte_is_none() -> None:
     sharded = Opaque("x.ShardedTensor", ())
     sharded.state = ([shard], metadata)
     assert tensor_of(sharded) is None
-    metadata.state = {"size": (4,)}
+    sharded.tensor, metadata.state = UNKNOWN, {"size": (4,)}
     assert tensor_of(sharded).nbytes == 2  # type: ignore[union-attr]

@@ -223,3 +223,21 @@ def test_the_budget_of_a_pickle_grows_with_its_bytes() -> None:
     assert tree == [[]] * 1000
     with pytest.raises(cs.LimitError, match="near byte 97[0-9]"):
         _pickle.loads(data, limits=cs.Limits(pickle_memory=68_000))
+
+
+def test_the_budget_is_one_for_all_pickles_of_an_opening() -> None:
+    """Two shards that fit alone do not fit together, and neither do two packages' pickles."""
+    for name in "ab":
+        torch.save({f"{name}{number}": torch.ones(1) for number in range(200)}, f"{name}.bin")
+    names = {f"{name}{number}": f"{name}.bin" for name in "ab" for number in range(200)}
+    Path("i.bin.index.json").write_text(json.dumps({"weight_map": names}))
+    lowered = cs.Limits(pickle_memory=120_000)
+    for path in ("a.bin", "b.bin"):
+        assert len(cs.open(path, limits=lowered)) == 200
+    with pytest.raises(cs.LimitError, match="more memory, near byte"):
+        cs.open("i.bin.index.json", limits=lowered)
+    assert len(cs.open("i.bin.index.json", limits=cs.Limits(pickle_memory=240_000))) == 400
+    steps = cs.Limits(opcodes=9000)
+    assert len(cs.open("b.bin", limits=steps)) == 200
+    with pytest.raises(cs.LimitError, match="more steps of pickles, over the limit of 9000"):
+        cs.open("i.bin.index.json", limits=steps)

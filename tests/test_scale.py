@@ -270,7 +270,7 @@ def test_no_record_is_read_beyond_the_steps_that_are_allowed() -> None:
         found.append(key)
         return locate(key, *rest)
 
-    assert outcome(raw, noted, Limits(opcodes=3000))[1] == "more steps in a pickle, over the limit of 3000"
+    assert outcome(raw, noted, Limits(opcodes=3000))[1] == "more steps of pickles, over the limit of 3000"
     assert 90 < len(found) < 110
 
 

@@ -16,9 +16,9 @@ from ckptsurgeon.formats._plain import BadRecord
 
 _CLASS = re.compile(r"class ([A-Za-z_]\w*)(?:\((\w*)\))?:")
 _ATTRIBUTE = re.compile(r"  ([A-Za-z_]\w*) : (.+)")
-_QUOTED_ATTRIBUTE = re.compile(r'  __annotations__\[("(?:[^"\\]|\\.)*")\] = (.+)')
+_QUOTED_ATTRIBUTE = re.compile(r'  __annotations__\[("(?:[^"\\]|\\.)*+")\] = (.+)')
 _LIST = re.compile(r"  (__\w+__) = \[(.*)\]")
-_STRING = re.compile(r'"((?:[^"\\]|\\.)*)"|\'((?:[^\'\\]|\\.)*)\'')
+_STRING = re.compile(r'[ ,]*+(?:"((?:[^"\\]|\\.)*+)"|\'((?:[^\'\\]|\\.)*+)\')')
 _ESCAPE = re.compile(r"\\(?:x([0-9a-fA-F]{2})|([0-7]{1,3})|(.))")
 _PLAIN_ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "a": "\a", "b": "\b", "f": "\f", "v": "\v"}
 
@@ -57,7 +57,7 @@ def _declared(name: str, base: str, text: str, at: int) -> Class:
         if not line.startswith("  ") or line.startswith("  def "):
             break
         at = end + 1
-        if listed := _LIST.fullmatch(line):
+        if (listed := _LIST.fullmatch(line)) and listed[1] in ("__parameters__", "__buffers__"):
             lists[listed[1]] = _strings(listed[2])
         elif (declared := _attribute(line)) is not None:
             slot, kind = declared
@@ -83,8 +83,14 @@ def _attribute(line: str) -> tuple[str, str] | None:
 
 
 def _strings(text: str) -> list[str]:
-    """The string literals in a list."""
-    return [_ESCAPE.sub(_unescaped, match[1] or match[2] or "") for match in _STRING.finditer(text)]
+    """The string literals in a list; BadRecord for anything else in it."""
+    found, at = list[str](), 0
+    while match := _STRING.match(text, at):
+        found.append(_ESCAPE.sub(_unescaped, match[1] or match[2] or ""))
+        at = match.end()
+    if text[at:].strip(" ,"):
+        raise BadRecord(f"a list of names that torch does not write: {text[at : at + 80]!r}")
+    return found
 
 
 def _unescaped(match: re.Match[str]) -> str:

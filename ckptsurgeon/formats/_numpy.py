@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from ckptsurgeon.dtypes import DTYPES
 from ckptsurgeon.formats._plain import Builder
-from ckptsurgeon.inert import Opaque
+from ckptsurgeon.inert import UNKNOWN, Opaque
+from ckptsurgeon.limits import current
 from ckptsurgeon.sources import Apply, Inline, Kernel
 from ckptsurgeon.tensor import TensorRef, TensorSpec
 
@@ -49,7 +50,13 @@ class Array(Opaque):
 
     @property
     def ref(self) -> TensorRef | None:
-        """The array as a tensor; None for text, objects, records, and data of another size."""
+        """The array as a tensor, made once; None for text, objects, records, and data of another size."""
+        if self.tensor is UNKNOWN:
+            self.tensor = self._made()
+        found: TensorRef | None = self.tensor
+        return found
+
+    def _made(self) -> TensorRef | None:
         state = self.state
         if not isinstance(state, tuple) or len(state) != 5:
             return None
@@ -58,6 +65,7 @@ class Array(Opaque):
         if (
             name is None
             or not isinstance(shape, tuple)
+            or len(shape) > current().dimensions
             or not all(type(size) is int and 0 <= size < 1 << 63 for size in shape)
         ):
             return None

@@ -22,7 +22,7 @@ from ckptsurgeon.formats._plain import BUILDERS, BadRecord, Builder, Keys
 from ckptsurgeon.formats._records import REBUILD, Memo, Records
 from ckptsurgeon.formats._tensors import Storages
 from ckptsurgeon.inert import Opaque
-from ckptsurgeon.limits import DEFAULT, Limits
+from ckptsurgeon.limits import DEFAULT, Account, Limits, account
 
 _SIZED = (str, bytes, bytearray, list, tuple, dict, set, frozenset)
 _SMALL, _EACH = 64, 256
@@ -53,9 +53,16 @@ def loads(
     Raises Truncated when the data ends inside the pickle, BadPickle when it is malformed, and
     whatever cause a builder raises as BadPickle with the position.
     """
-    machine = _Machine(bytes(data), start, {**BUILDERS, **(builders or {})}, persistent, limits)
+    with account(limits) as books:
+        return _loads(_Machine(bytes(data), start, {**BUILDERS, **(builders or {})}, persistent, limits, books))
+
+
+def _loads(machine: _Machine) -> tuple[Any, int]:
     try:
-        return machine.run(), machine.at
+        made = machine.run()
+        # the bytes behind it were no allowance of its own; and of one that fails nothing is kept
+        machine.books.memory = machine.left - 2 * (len(machine.data) - machine.at)
+        return made, machine.at
     except (BadRecord, LimitError) as error:
         error.key = error.key or machine.last_name()
         raise
@@ -79,10 +86,11 @@ class _Machine:
         builders: Mapping[str, Builder],
         persistent: Callable[[Any], Any],
         limits: Limits,
+        books: Account,
     ) -> None:
-        self.data, self.at = data, at
+        self.data, self.at, self.books = data, at, books
         self.builders, self.persistent, self.limits = builders, persistent, limits
-        self.left = limits.pickle_memory + 2 * (len(data) - at)
+        self.left = books.memory + 2 * (len(data) - at)
         self.stack: list[Any] = []
         self.marks: list[list[Any]] = []
         self.memo = Memo()
@@ -95,7 +103,7 @@ class _Machine:
 
     def run(self) -> Any:  # noqa: C901 - one loop, because a call for each of ten million opcodes is most of the time
         """The opcodes that make up nearly all of a state dict are done in this loop, the rest by `_ACTIONS`."""
-        data, memo, records, most = self.data, self.memo, self.records, self.limits.opcodes
+        data, memo, records, most = self.data, self.memo, self.records, self.books.steps
         size, steps = len(data), 0
         while steps <= most:
             steps += 1
@@ -132,6 +140,7 @@ class _Machine:
                 self.marks.append(self.stack)
                 self.stack = []
             elif opcode == 0x2E:  # STOP
+                self.books.steps -= steps
                 return self.stack.pop()
             else:
                 act = _ACTIONS.get(opcode)
@@ -139,7 +148,7 @@ class _Machine:
                     raise BadPickle(f"byte {at} ({opcode:#04x}) is no opcode that data needs")
                 act(self)
         if steps > most:
-            raise LimitError("more steps in a pickle", "opcodes", most)
+            raise LimitError("more steps of pickles", "opcodes", self.limits.opcodes)
         raise Truncated(f"the pickle ends at byte {size} without a STOP")
 
     def pay(self, cost: int) -> None:
@@ -229,11 +238,22 @@ class _Machine:
         state = self.stack.pop()
         into = self.stack[-1]
         if isinstance(into, Opaque) and into.args is not None:
-            into.state = state
+            if into.state is not None:  # of which Python would make one, and other readers take the last
+                raise BadPickle(f"the state of an object is set twice, near byte {self.at}")
+            into.state = self.united(state)
         elif isinstance(into, OrderedDict) and isinstance(state, dict):
             metadata = state.get("_metadata")
             if isinstance(metadata, dict):
+                if hasattr(into, "_metadata"):
+                    raise BadPickle(f"the metadata of a state dict is set twice, near byte {self.at}")
                 into._metadata = metadata  # type: ignore[attr-defined]
+
+    def united(self, state: Any) -> Any:
+        """A state in two dicts (the second for `__slots__`) as one, once and not at every look."""
+        if isinstance(state, tuple) and len(state) == 2 and all(isinstance(part, dict) and part for part in state):
+            self.pay(_PAIR * sum(map(len, state)))
+            return {**state[0], **state[1]}
+        return state
 
 
 def _copied(value: Any) -> int:

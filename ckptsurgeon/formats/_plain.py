@@ -77,6 +77,8 @@ class BadRecord(Exception):
 def _ordered_dict(args: tuple[Any, ...]) -> Any:
     if not args:
         return OrderedDict()
+    if len(args) == 1 and isinstance(args[0], dict):
+        return OrderedDict(args[0])
     if len(args) == 1 and isinstance(args[0], list):
         keys = Keys()
         return OrderedDict((keys.of(key), value) for key, value in args[0])
@@ -127,7 +129,7 @@ def _reconstructor(args: tuple[Any, ...]) -> Any:
 
 BUILDERS: dict[str, Builder] = {
     "collections.OrderedDict": _ordered_dict,
-    "collections.defaultdict": lambda args: {},  # what an absent key gives is code, and no data
+    "collections.defaultdict": lambda args: dict(_ordered_dict(args[1:])),  # what an absent key gives is code
     "collections.Counter": _counter,
     "builtins.bytearray": _bytearray,
     "builtins.bytes": lambda args: Opaque("builtins.bytes", args) if args else b"",

@@ -28,8 +28,13 @@ if TYPE_CHECKING:
 _MOST_PARTS = 256
 """Tensors in the parts of one that has no dense bytes: they are compared and hashed with it, each as often as it is
 used."""
+_RESOLVED = frozenset(("float16", "float32", "float64", "complex32", "complex64", "complex128"))
 _PACKED_FLOAT4 = "torch.float4_e2m1fn_x2"
 _GRAPH_MODULES = frozenset(f"torch.fx.graph_module.reduce{kind}_graph_module" for kind in ("", "_package", "_deploy"))
+
+_ZERO_POINTS = {"qint8": (-128, 127), "quint8": (0, 255), "qint32": (-(1 << 31), (1 << 31) - 1)}
+_LARGEST_SCALE = float("inf")
+_SCALES = frozenset(("float32", "float64"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +46,16 @@ class Resolved(Kernel):
     elementwise: ClassVar[bool] = True
 
     def run(self, inputs: Sequence[torch.Tensor]) -> torch.Tensor:
-        made = inputs[0].conj_physical() if self.conjugate else inputs[0]
-        return -made if self.negative else made
+        import torch
+
+        (made,) = inputs
+        if made.dtype != torch.complex32:
+            made = made.conj_physical() if self.conjugate else made
+            return -made if self.negative else made
+        parts = torch.view_as_real(made).clone()  # torch warns of what it does with these
+        if self.conjugate:
+            parts[..., 1].neg_()
+        return torch.view_as_complex(parts.neg_() if self.negative else parts)
 
 
 def builders(limits: Limits) -> dict[str, Builder]:
@@ -53,7 +66,7 @@ def builders(limits: Limits) -> dict[str, Builder]:
 class _Builders:
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
-        self.expanded = 0
+        self.expanded = self.looked = 0
         plain: dict[str, Builder] = {
             "_rebuild_tensor": self.tensor,
             "_rebuild_tensor_v2": self.tensor,
@@ -103,6 +116,10 @@ class _Builders:
             kernel = Resolved(bool(metadata.get("conj")) and ref.dtype.kind == "complex", bool(metadata.get("neg")))
             if not kernel.conjugate and not kernel.negative:
                 return ref
+            if ref.dtype.name not in _RESOLVED:  # the bits come of complex numbers and of their parts
+                raise BadRecord(
+                    f"a tensor of {ref.dtype} whose values are conjugated or negated, which torch does not write"
+                )
             return TensorRef(ref.spec, Apply(kernel, (replace(ref, stored=None),)), ref.stored)
         return ref
 
@@ -127,7 +144,7 @@ class _Builders:
         ref = self.tensor(args[:4])
         if ref.dtype.kind != "quantized":  # two or four elements share a byte
             return _absent("a quantised tensor with packed elements", ref.dtype, ref.shape, {"data": ref})
-        found = _quantizer(quantizer, ref.shape)
+        found = _quantizer(quantizer, ref.dtype, ref.shape)
         return replace(ref, quantizer=found)
 
     def sparse(self, args: tuple[Any, ...]) -> Any:
@@ -168,6 +185,9 @@ class _Builders:
             return Opaque("torch._utils._rebuild_wrapper_subclass", args)
         shape = dims(args[2], "shape", self.limits)
         fields = attributes(state)
+        self.looked += len(fields)
+        if self.looked > self.limits.modules:
+            raise LimitError("more attributes of tensors that wrap others", "modules", self.limits.modules)
         parts = local_shards(state) or {str(name): p for name, p in fields.items() if isinstance(p, TensorRef)}
         local = parts.get("_local_tensor") or next((part for part in parts.values() if part.shape == shape), None)
         sharded = args[0].name.endswith(".ShardedTensor")
@@ -264,9 +284,12 @@ def _unpacked(ref: Any) -> Any:
     return TensorRef(spec, ref.source, ref.stored)
 
 
-def _quantizer(given: tuple[Any, ...], shape: tuple[int, ...]) -> Quantizer:
+def _quantizer(given: tuple[Any, ...], dtype: DType, shape: tuple[int, ...]) -> Quantizer:
     scheme = given[0].name
-    if len(given) == 3 and isinstance(given[1], float | int) and type(given[2]) is int:
+    if len(given) == 3 and type(given[1]) in (float, int) and type(given[2]) is int:
+        least, most = _ZERO_POINTS[dtype.name]
+        if not least <= given[2] <= most or not 0 < given[1] < _LARGEST_SCALE:
+            raise BadRecord(f"a quantiser {scheme} of {dtype} with a scale or zero point that torch does not write")
         return Quantizer(scheme, float(given[1]), given[2])
     if len(given) != 4 or not all(map(_is_dense, given[1:3])):
         raise BadRecord(f"a quantiser {scheme} with parameters that torch does not write")
@@ -276,6 +299,8 @@ def _quantizer(given: tuple[Any, ...], shape: tuple[int, ...]) -> Quantizer:
     if _parts(given[1], _MOST_PARTS) + _parts(given[2], _MOST_PARTS) > 2:
         raise BadRecord(f"a quantiser {scheme} with parameters that are made of others")
     scale, zero = (replace(part, stored=None) for part in given[1:3])
+    if scale.dtype.name not in _SCALES or zero.dtype.name not in (*_SCALES, "int32", "int64"):
+        raise BadRecord(f"a quantiser {scheme} with scales of {scale.dtype} and zero points of {zero.dtype}")
     return Quantizer(scheme, scale, zero, axis)
 
 

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ckptsurgeon.errors import LimitError
 from ckptsurgeon.formats import _archive, _classes, _rebuild
 from ckptsurgeon.formats._classes import Class
 from ckptsurgeon.formats._plain import BadRecord, Builder
@@ -63,8 +64,11 @@ class Code:
         member = self.probe.members.get(path)
         if member is None:
             return ""
-        raw = _archive.content(self.probe, member, self.left, "code_bytes")
-        self.left -= len(raw)
+        self.left -= member.size
+        if self.left < 0:
+            most = self.probe.limits.code_bytes
+            raise LimitError(f"{most - self.left} bytes of code as far as {path}", "code_bytes", most)
+        raw = _archive.content(self.probe, member, self.probe.limits.code_bytes, "code_bytes")
         try:
             return raw.decode("utf-8")
         except UnicodeDecodeError:

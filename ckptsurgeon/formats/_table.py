@@ -30,7 +30,7 @@ from ckptsurgeon.formats import (
 from ckptsurgeon.formats._document import Document
 from ckptsurgeon.formats._layout import Layout
 from ckptsurgeon.formats._probe import Probe
-from ckptsurgeon.limits import Limits, current
+from ckptsurgeon.limits import Limits, account, current
 from ckptsurgeon.sources import Deflate, Extent, File, Record
 
 
@@ -97,7 +97,7 @@ def inspect(path: str | os.PathLike[str], limits: Limits | None = None) -> Docum
     Raises InputError when the file is missing, damaged, or of no known kind.
     """
     name, limits = os.fsdecode(path), limits or current()
-    with _uncollected(), _readable(name):
+    with _uncollected(), _readable(name), account(limits):
         if os.path.isdir(name):
             return _folder.read(name, lambda inner: inspect(inner, limits))
         return _inspect(name, limits)

@@ -9,7 +9,8 @@ from ckptsurgeon.dtypes import DTYPES, DType
 from ckptsurgeon.formats._numpy import Array
 from ckptsurgeon.formats._rebuild import local_shards
 from ckptsurgeon.formats._tensors import Storage, dtype_of, storage_tensor
-from ckptsurgeon.inert import Opaque
+from ckptsurgeon.inert import UNKNOWN, Opaque
+from ckptsurgeon.limits import current
 from ckptsurgeon.sources import Absent
 from ckptsurgeon.tensor import Stored, TensorRef, TensorSpec
 
@@ -28,7 +29,12 @@ def tensor_of(value: Any, *, arrays: bool = False) -> TensorRef | None:
         return None
     if value.name in _VARIABLES and isinstance(value.state, tuple) and value.state:
         return value.state[0] if isinstance(value.state[0], TensorRef) else None
-    return _sharded(value) if value.name.endswith(".ShardedTensor") else None
+    if not value.name.endswith(".ShardedTensor"):
+        return None
+    if value.tensor is UNKNOWN:
+        value.tensor = _sharded(value)
+    found: TensorRef | None = value.tensor
+    return found
 
 
 def kind_of(value: Any) -> str:
@@ -48,7 +54,9 @@ def _sharded(value: Opaque) -> TensorRef | None:
     if isinstance(size, Opaque) and size.args:
         size = size.args[0]
     shape = tuple(size) if isinstance(size, list | tuple) else ()
-    if not all(type(length) is int and 0 <= length < 1 << 63 for length in shape) or prod(shape) >= 1 << 63:
+    if len(shape) > current().dimensions or not all(type(length) is int and 0 <= length < 1 << 63 for length in shape):
+        return None
+    if prod(shape) >= 1 << 63:
         return None
     local = local_shards(state)
     first = next(iter(local.values()), None)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import struct
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from operator import gt
 
@@ -26,9 +26,11 @@ _CENTRAL = struct.Struct("<4s6H3L5H2L")
 _LOCAL = struct.Struct("<4s5H3L2H")
 _CENTRAL_SIZE, _LOCAL_SIZE = _CENTRAL.size, _LOCAL.size
 _U16, _U32 = 0xFFFF, 0xFFFFFFFF
-_DESCRIPTOR = 24
-"""Bytes that may follow the data of a member: its checksum and sizes."""
+_DESCRIPTORS = frozenset((0, 12, 16, 20, 24))
+"""Bytes that may follow the data of a member that was written as a stream: its checksum and sizes, of 4 or 8 bytes,
+behind a signature or not."""
 _NEAR, _WINDOW = 1 << 10, 1 << 14
+_ZIP64, _UNICODE_PATH = 1, 0x7075
 _FAR = 1 << 62
 """No file reaches so far, and the system takes no number that is much larger."""
 
@@ -64,41 +66,43 @@ def read_directory(descriptor: int, size: int, limits: Limits) -> dict[str, Memb
     directory = _pread(descriptor, length, start)
     headers = _Headers(descriptor)
     members: dict[str, Member] = {}
-    begins = array("Q")
+    begins, streamed = array("Q"), bytearray()
     at = 0
     for _ in range(entries):
-        at, member, header = _entry(directory, at, headers, start)
+        at, member, header, stream = _entry(directory, at, headers, start)
         if member.name in members:
             raise BadZip(f"two members are named {quoted(member.name)}")
         members[member.name] = member
         begins.append(header)
+        streamed.append(stream)
     if at != length:
         raise BadZip(f"{length - at} bytes are left in the directory after its {entries} entries")
-    _tile(begins, list(members.values()), start)
+    _tile(begins, list(members.values()), streamed, start)
     if not any(member.crc for member in members.values()):
         for member in members.values():
             member.crc = None
     return members
 
 
-def _tile(begins: Sequence[int], members: list[Member], end: int) -> None:
-    """Members must lie one behind the other, from the first byte of the file; `begins` are their headers."""
+def _tile(begins: Sequence[int], members: list[Member], streamed: bytearray, end: int) -> None:
+    """Members must lie one behind the other, from the first byte of the file; `begins` are their headers, and behind
+    those that are `streamed` their sums and sizes follow."""
     order: Sequence[int] = range(len(begins))
     if any(map(gt, begins, begins[1:])):
         order = sorted(order, key=lambda number: (begins[number], members[number].offset + members[number].packed))
-    stop, name = 0, ""
+    stop, name, stream = 0, "", 0
     for number in order:
         member, start = members[number], begins[number]
         if not name and start:
             raise BadZip(f"the first member begins at byte {start}, not at 0")
         if stop > start:
             raise BadZip(f"{quoted(name)} runs into {quoted(member.name)}")
-        if start - stop > _DESCRIPTOR:
+        if start != stop and not (stream and start - stop in _DESCRIPTORS):
             raise BadZip(f"{start - stop} bytes before {quoted(member.name)} belong to no member")
-        stop, name = member.offset + member.packed, member.name
+        stop, name, stream = member.offset + member.packed, member.name, streamed[number]
     if stop > end:
         raise BadZip(f"{quoted(name)} runs into 'the directory'")
-    if end - stop > _DESCRIPTOR:
+    if end != stop and not (stream and end - stop in _DESCRIPTORS):
         raise BadZip(f"{end - stop} bytes before the directory belong to no member")
 
 
@@ -179,7 +183,7 @@ def _signatures(tail: bytes) -> list[int]:
     return found
 
 
-def _entry(directory: bytes, at: int, headers: _Headers, end: int) -> tuple[int, Member, int]:
+def _entry(directory: bytes, at: int, headers: _Headers, end: int) -> tuple[int, Member, int, bool]:
     if at + _CENTRAL.size > len(directory):
         raise BadZip("the directory ends inside an entry")
     (signature, _, _, flags, method, _, _, crc, packed, size, n, m, k, disk, _, _, header) = _CENTRAL.unpack_from(
@@ -194,6 +198,8 @@ def _entry(directory: bytes, at: int, headers: _Headers, end: int) -> tuple[int,
     extra = directory[start + n : start + n + m]
     if _U32 in (size, packed, header) or (m and b"\1\0" in extra):
         size, packed, header = _wide(extra, name, size, packed, header)
+    if m and b"up" in extra and any(kind == _UNICODE_PATH and body[5:] != raw for kind, body in _fields(extra)):
+        raise BadZip(f"{quoted(name)} has another name in a Unicode Path field")
     if flags & 0x2061:
         raise BadZip(f"{quoted(name)} is encrypted or patched")
     if method not in (0, 8) or (method == 0 and packed != size):
@@ -202,7 +208,16 @@ def _entry(directory: bytes, at: int, headers: _Headers, end: int) -> tuple[int,
     offset = _data_offset(headers, header, raw, method, told)
     if offset + packed > end:
         raise BadZip(f"{quoted(name)} runs past the end of its archive")
-    return stop, Member(name, offset, size, packed, crc, method == 8), header
+    return stop, Member(name, offset, size, packed, crc, method == 8), header, bool(flags & 8)
+
+
+def _fields(extra: bytes) -> Iterator[tuple[int, bytes]]:
+    """The fields of an extra block: their kinds and what they hold."""
+    at = 0
+    while at + 4 <= len(extra):
+        kind, length = struct.unpack_from("<HH", extra, at)
+        yield kind, extra[at + 4 : at + 4 + length]
+        at += 4 + length
 
 
 def _name(raw: bytes) -> str:
@@ -220,12 +235,9 @@ def _wide(extra: bytes, name: str, size: int, packed: int, header: int) -> tuple
 
     A field that nobody needs may be there, if it says the same.
     """
-    at, found, narrow = 0, None, (size, packed, header)
-    while at + 4 <= len(extra):
-        kind, length = struct.unpack_from("<HH", extra, at)
-        body = extra[at + 4 : at + 4 + length]
-        at += 4 + length
-        if kind == 1:
+    found, narrow = None, (size, packed, header)
+    for kind, body in _fields(extra):
+        if kind == _ZIP64:
             if found is not None:
                 raise BadZip(f"{quoted(name)} has two zip64 fields")
             wide = [struct.unpack_from("<Q", body, i)[0] for i in range(0, len(body) - len(body) % 8, 8)]
@@ -245,12 +257,21 @@ def _data_offset(headers: _Headers, header: int, raw: bytes, method: int, told: 
     """The first byte of a member's data; `told` are checksum and sizes as the directory has them.
 
     A member that was written as a stream has them behind its data, and zeros in its place; large ones have
-    their sizes in a zip64 field there, which only the directory's readers need.
+    their sizes in a zip64 field there.
     """
     local = headers.read(_LOCAL_SIZE + len(raw), header)
     signature, _, flags, packing, _, _, crc, packed, size, n, m = _LOCAL.unpack_from(local)
     known = (told, (0, 0, 0)) if flags & 8 else (told,)
-    same = (crc, packed, size) in known or (crc in (told[0], known[-1][0]) and packed == size == _U32)
+    if packed == size == _U32 and (packed, size) != told[1:]:
+        extra = headers.read(_LOCAL_SIZE + len(raw) + m, header)[_LOCAL_SIZE + len(raw) :]
+        wide = next((body for kind, body in _fields(extra) if kind == _ZIP64 and len(body) >= 16), b"")
+        if wide:
+            size, packed = struct.unpack_from("<QQ", wide)
+        elif flags & 8:
+            size = packed = 0
+    same = (crc, packed, size) in known or (
+        crc in (told[0], known[-1][0]) and (packed, size) in (told[1:], known[-1][1:])
+    )
     if (
         signature != b"PK\3\4"
         or n != len(raw)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import islice
 from math import prod
 from typing import Any
 
@@ -19,7 +20,7 @@ from ckptsurgeon.formats import _pickle
 from ckptsurgeon.formats._document import Document
 from ckptsurgeon.formats._inside import is_inside, part
 from ckptsurgeon.formats._pickle import BadPickle
-from ckptsurgeon.formats._plain import BadRecord
+from ckptsurgeon.formats._plain import BadRecord, Keys
 from ckptsurgeon.formats._probe import Probe
 from ckptsurgeon.formats._rebuild import builders
 from ckptsurgeon.formats._tensors import count, dims, dtype_of
@@ -140,11 +141,18 @@ def _prove(path: str, places: _Places) -> None:
 
 def _leaves(named: dict[Any, Any], places: _Places, limits: Limits) -> dict[str, Any]:
     leaves: dict[str, Any] = {}
+    seen: set[int] = set()
     for name, value in named.items():
         if not isinstance(name, str) or not isinstance(value, Opaque):
             raise BadRecord(f"the name {quoted(name)} with {quoted(value)}")
         if value.name == _TENSOR:
-            leaves[name] = _tensor(name, attributes(value.state), places, limits)
+            fields = attributes(value.state)
+            chunks = fields.get("chunks")
+            for chunk in chunks if isinstance(chunks, list) else ():
+                if id(chunk) in seen:  # many names with one list of chunks would be looked at without end
+                    raise BadRecord(f"{quoted(name)} has a chunk that is another one's too")
+                seen.add(id(chunk))
+            leaves[name] = _tensor(name, fields, places, limits)
         elif value.name == _BYTES and _where(name, ()) not in places:
             raise BadRecord(f"{name!r} lies nowhere")
         else:
@@ -160,8 +168,7 @@ def _tensor(name: str, fields: dict[Any, Any], places: _Places, limits: Limits) 
         chunks = fields.get("chunks")
         if dtype is None or not isinstance(chunks, list):
             raise BadRecord("it has no dtype or no chunks")
-        elements, whole = 0, prod(map(int, shape))
-        seen: set[str] = set()
+        elements, whole, boxes = 0, prod(map(int, shape)), list[_Box]()
         for chunk in chunks:
             held = _fields(chunk, f"{_MODULE}.ChunkStorageMetadata")
             begins, sizes = _sizes(held.get("offsets"), "offset"), _sizes(held.get("sizes"), "size")
@@ -169,8 +176,6 @@ def _tensor(name: str, fields: dict[Any, Any], places: _Places, limits: Limits) 
                 raise BadRecord(f"a chunk of {list(sizes)} at {list(begins)} in a tensor of {list(shape)}")
             if any(begin + size > most for begin, size, most in zip(begins, sizes, shape, strict=True)):
                 raise BadRecord(f"a chunk of {list(sizes)} at {list(begins)} leaves the tensor of {list(shape)}")
-            if str(begins) in seen and all(sizes):
-                raise BadRecord(f"two chunks begin at {list(begins)}")
             place = places.get(_where(name, begins))
             if place is None:
                 raise BadRecord(f"the chunk at {list(begins)} lies nowhere")
@@ -178,15 +183,36 @@ def _tensor(name: str, fields: dict[Any, Any], places: _Places, limits: Limits) 
                 raise BadRecord(
                     f"the chunk at {list(begins)} has {nbytes} bytes, and {place.length} in {quoted(place.file)}"
                 )
-            seen.add(str(begins))
+            if all(sizes):
+                boxes.append((begins, tuple(begin + size for begin, size in zip(begins, sizes, strict=True))))
             elements += prod(map(int, sizes))
         if elements != whole:
             raise BadRecord(f"its chunks have {elements} elements, it has {whole}")
+        _hold_apart(boxes, limits)
     except (BadRecord, LimitError) as error:
         error.key = name
         raise
     form = f"distributed (DCP, {len(chunks)} chunk{'s' if len(chunks) != 1 else ''})"
     return TensorRef(TensorSpec(dtype, shape), Absent(form), Stored("cpu", 0))
+
+
+_Box = tuple[tuple[int, ...], tuple[int, ...]]
+"""The first element of a chunk in each dimension, and the one behind its last."""
+
+
+def _hold_apart(boxes: list[_Box], limits: Limits) -> None:
+    """BadRecord for chunks that have an element in common: as many elements as the tensor has must be all of them."""
+    looked = 0
+    boxes.sort()
+    for number, (begins, ends) in enumerate(boxes):
+        for other, stops in islice(boxes, number + 1, None):
+            if begins and other[0] >= ends[0]:
+                break
+            looked += 1
+            if looked > limits.repeats:
+                raise LimitError("chunks side by side", "repeats", limits.repeats)
+            if all(a < d and c < b for a, b, c, d in zip(begins, ends, other, stops, strict=True)):
+                raise BadRecord(f"the chunks at {list(begins)} and {list(other)} overlap")
 
 
 def _dtype(properties: Any) -> Any:
@@ -198,10 +224,12 @@ def _dtype(properties: Any) -> Any:
 def _nested(leaves: dict[str, Any], planned: Any) -> dict[Any, Any]:
     """The names in each other, as they were before they were made flat."""
     root: dict[Any, Any] = {}
+    keys = Keys()
     for name, value in leaves.items():
         steps = planned.get(name) if isinstance(planned, dict) else None
         if not isinstance(steps, tuple) or not steps or not all(type(step) in (str, int) for step in steps):
             steps = (name,)
+        steps = tuple(map(keys.of, steps))
         into = root
         for step in steps[:-1]:
             into = into.setdefault(step, {})

@@ -20,7 +20,7 @@ from ckptsurgeon.formats._plain import BadRecord
 from ckptsurgeon.formats._probe import Probe
 from ckptsurgeon.formats._rebuild import builders
 from ckptsurgeon.formats._tensors import Storage, Storages
-from ckptsurgeon.limits import Limits
+from ckptsurgeon.limits import Limits, forgotten
 from ckptsurgeon.sources import File, Record
 
 NAME = "torch-legacy"
@@ -71,7 +71,8 @@ def _parse(file: File, descriptor: int, data: bytes, limits: Limits) -> Any:
             raise BadRecord(f"the storage {quoted(key)} has {known[0]} elements in one place and {elements} in another")
         return Storage(file, 0, nbytes, dtype, device, record=Record(key, 0, nbytes))
 
-    tree, at = _load(data, start, note, limits)
+    with forgotten(limits):
+        tree, at = _load(data, start, note, limits)
     keys, at = _pickle.loads(data, start=at, limits=limits)
     try:
         offsets = _storages(file, descriptor, keys, at, sizes)

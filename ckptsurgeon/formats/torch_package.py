@@ -39,6 +39,8 @@ def read(probe: Probe) -> Document:
     if len(roots) > 1:
         raise InputError(f"holds {len(roots)} packages", path=probe.file.path)
     root = roots[0]
+    if f"{root}data.pkl" in probe.members:
+        raise InputError("is a torch.package archive and a torch.save file at once", path=probe.file.path)
     locate = _archive.locator(probe, lambda key: f"{root}.data/{key}.storage", _archive.byteorder(probe, root))
     load = _with_reduced(Storages(locate), _Scripts(probe, root))
     known = builders(probe.limits)

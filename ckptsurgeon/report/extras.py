@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sized
 from typing import Any
 
 from ckptsurgeon import formats
 from ckptsurgeon.checkpoint import Checkpoint
 from ckptsurgeon.formats import Document
-from ckptsurgeon.inert import Opaque
+from ckptsurgeon.inert import Opaque, width
 from ckptsurgeon.report import tree as trees
 from ckptsurgeon.report._text import short, shown
 from ckptsurgeon.tensor import TensorRef
@@ -88,7 +87,7 @@ class _Plain:
     def once(self, value: Any, depth: int) -> Any:
         """A container; one that was shown before counts with its members, and what occurs once costs nothing."""
         if id(value) in self.seen:
-            self.again += 1 + (len(value) if isinstance(value, Sized) else 1)
+            self.again += 1 + width(value)
         self.seen[id(value)] = value
         if id(value) in self.above or depth > _DEEPEST or self.again > _MOST:
             return {"omitted": "it contains itself, or is too large"}

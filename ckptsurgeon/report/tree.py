@@ -11,7 +11,7 @@ from typing import Any
 
 from ckptsurgeon import formats
 from ckptsurgeon.formats import Document
-from ckptsurgeon.inert import Opaque, children
+from ckptsurgeon.inert import Opaque, children, width
 from ckptsurgeon.report._text import brief, plural, short, shown, size
 from ckptsurgeon.report.grouping import ranges
 from ckptsurgeon.tensor import TensorRef
@@ -77,7 +77,7 @@ class _Builder:
         if not isinstance(value, dict | list | tuple | Opaque):
             return Node(name, _scalar(value))
         if id(value) in self.seen:
-            self.lines += 1 + (len(value) if isinstance(value, dict | list | tuple) else 1)
+            self.lines += 1 + width(value)
         self.seen.add(id(value))
         if id(value) in self.above or depth > _DEEPEST or self.lines > _LINES:
             return Node(name, "… (shown above, or too deep)")
