@@ -35,6 +35,8 @@ _GRAPH_MODULES = frozenset(f"torch.fx.graph_module.reduce{kind}_graph_module" fo
 _ZERO_POINTS = {"qint8": (-128, 127), "quint8": (0, 255), "qint32": (-(1 << 31), (1 << 31) - 1)}
 _LARGEST_SCALE = float("inf")
 _SCALES = frozenset(("float32", "float64"))
+_OTHER_SIGN = bytes(byte ^ 0x80 for byte in range(256))
+"""For the last byte of a number."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,16 +48,18 @@ class Resolved(Kernel):
     elementwise: ClassVar[bool] = True
 
     def run(self, inputs: Sequence[torch.Tensor]) -> torch.Tensor:
-        import torch
+        made = inputs[0].conj_physical() if self.conjugate else inputs[0]
+        return -made if self.negative else made
 
-        (made,) = inputs
-        if made.dtype != torch.complex32:
-            made = made.conj_physical() if self.conjugate else made
-            return -made if self.negative else made
-        parts = torch.view_as_real(made).clone()  # torch warns of what it does with these
-        if self.conjugate:
-            parts[..., 1].neg_()
-        return torch.view_as_complex(parts.neg_() if self.negative else parts)
+    def on_bytes(self, data: memoryview, dtype: DType) -> memoryview | None:
+        if dtype.name != "complex32":
+            return None
+        made = bytearray(data)  # torch warns of what it does with these: the signs alone
+        if self.negative:
+            made[1::4] = made[1::4].translate(_OTHER_SIGN)
+        if self.negative != self.conjugate:
+            made[3::4] = made[3::4].translate(_OTHER_SIGN)
+        return memoryview(made)
 
 
 def builders(limits: Limits) -> dict[str, Builder]:
