@@ -18,6 +18,8 @@ class Limits:
 
     safetensors_header: int = 100_000_000
     """The JSON header of a safetensors file (the format's own bound)."""
+    metadata_bytes: int = 32 << 20
+    """The `__metadata__` in that header."""
     index_bytes: int = 64 << 20
     """The JSON index of a sharded checkpoint."""
     pickle_bytes: int = 2 << 30

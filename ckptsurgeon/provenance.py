@@ -164,12 +164,15 @@ def header_digest(specs: Iterable[tuple[str, TensorSpec]]) -> str:
 
 def line(key: str, spec: TensorSpec) -> str:
     """What a digest takes of a key: its name, dtype and shape."""
-    return f"{encode_basestring_ascii(key)},{_words(spec.dtype.name, spec.shape)}"
+    words = _words if 0 in spec.shape else _kept  # of sizes beside a 0 all hashes may be one
+    return f"{encode_basestring_ascii(key)},{words(spec.dtype.name, spec.shape)}"
 
 
-@lru_cache(maxsize=4096)
 def _words(dtype: str, shape: tuple[int, ...]) -> str:
     return f'"{dtype}",[{",".join(map(str, shape))}]'
+
+
+_kept = lru_cache(maxsize=4096)(_words)
 
 
 def of_data(found: Any) -> Provenance:

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ckptsurgeon.formats import _entries, _json
+from ckptsurgeon.limits import DEFAULT
 
 KEYS = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
 NUMBERS = st.integers(0, 2**63 - 1)
@@ -38,7 +39,7 @@ def read(raw: bytes) -> Any:
     """The header as a dict again, its keys in order; or ValueError."""
     metadata: dict[str, str] = {}
     parts = ("dtype", "shape", "data_offsets")
-    found = {key: dict(zip(parts, rest, strict=True)) for key, *rest in _entries.entries(raw, metadata)}
+    found = {key: dict(zip(parts, rest, strict=True)) for key, *rest in _entries.entries(raw, metadata, DEFAULT)}
     return list(found.items()), metadata
 
 

@@ -22,7 +22,17 @@ from ckptsurgeon.limits import current, limited
 
 
 def _safetensors() -> None:
-    save_file({"a": torch.ones(2, 2)}, "a")
+    save_file({"a": torch.ones(2, 2)}, "a", {"format": "pt"})
+
+
+def _entries() -> None:
+    save_file({"a": torch.ones(2), "b": torch.ones(2)}, "a")
+
+
+def _names_of_two() -> None:
+    save_file({"a": torch.ones(2)}, "s.safetensors")
+    save_file({"b": torch.ones(2)}, "t.safetensors")
+    Path("a").write_text(json.dumps({"weight_map": {"a": "s.safetensors", "b": "t.safetensors"}}))
 
 
 def _torch() -> None:
@@ -78,7 +88,10 @@ def _twice() -> None:
 
 MET: list[tuple[str, int, Callable[[], None]]] = [
     ("safetensors_header", 10, _safetensors),
+    ("metadata_bytes", 10, _safetensors),
     ("index_bytes", 10, _index),
+    ("archive_members", 1, _entries),
+    ("archive_members", 1, _names_of_two),
     ("pickle_bytes", 10, _torch),
     ("pickle_bytes", 10, _legacy),
     ("inflated_bytes", 10, _deflated),

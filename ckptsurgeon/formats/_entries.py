@@ -2,7 +2,8 @@
 
 What the library writes is recognised by one compiled pattern.  Any other spelling that JSON allows goes through the
 `json` module, an entry at a time, and only after its length is known to be small: a header of brackets would otherwise
-take thirty times its own size in memory.
+take thirty times its own size in memory.  It is looked through as bytes, since one character can make a text of it
+four times as large.
 """
 
 from __future__ import annotations
@@ -11,95 +12,109 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from ckptsurgeon.errors import quoted
+from ckptsurgeon.errors import LimitError, quoted
 from ckptsurgeon.formats import _json
+from ckptsurgeon.limits import Limits
 
 METADATA = "__metadata__"
-_NUMBER = r"(?:0|[1-9][0-9]{0,18})"
+_METADATA = METADATA.encode()
+_NUMBER = rb"(?:0|[1-9][0-9]{0,18})"
 _WRITTEN = re.compile(
-    r'"([^"\\\x00-\x1f]*+)":\{"dtype":"([A-Z0-9_]{1,20})","shape":\[((?:'
+    rb'"([^"\\\x00-\x1f]*+)":\{"dtype":"([A-Z0-9_]{1,20})","shape":\[((?:'
     + _NUMBER
-    + r"(?:,"
+    + rb"(?:,"
     + _NUMBER
-    + r"){0,63})?)\],"
-    r'"data_offsets":\[(' + _NUMBER + "),(" + _NUMBER + r")\]\}([,}])"
+    + rb"){0,63})?)\],"
+    rb'"data_offsets":\[(' + _NUMBER + rb"),(" + _NUMBER + rb")\]\}([,}])"
 )
-_BLANK = re.compile(r"[ \t\n\r]*+")
-_TEXT = re.compile(r'"(?:[^"\\]|\\.)*+"', re.DOTALL)
-_SMALL = re.compile(r"\{[^{}]{0,8192}+\}")
-_FLAT = re.compile(r'\{(?:[ \t\n\r,:]|"(?:[^"\\]|\\.)*+")*+\}', re.DOTALL)
+_BLANK = re.compile(rb"[ \t\n\r]*+")
+_TEXT = re.compile(rb'"(?:[^"\\]|\\.)*+"', re.DOTALL)
+_SMALL = re.compile(rb"\{[^{}]{0,8192}+\}")
+_FLAT = re.compile(rb'\{(?:[ \t\n\r,:]|"(?:[^"\\]|\\.)*+")*+\}', re.DOTALL)
 
 Entry = tuple[str, Any, Any, Any]
 """A key with its dtype, shape and data_offsets, as JSON has them."""
 
 
-def entries(raw: bytes, metadata: dict[str, str]) -> Iterator[Entry]:
+def entries(raw: bytes | bytearray, metadata: dict[str, str], limits: Limits) -> Iterator[Entry]:
     """The entries of a header in its order; what `__metadata__` holds is put into `metadata`.
 
-    Raises ValueError for what is no JSON, for keys that stand twice, and for anything but entries.
+    Raises ValueError for what is no JSON, for keys that stand twice, and for anything but entries; LimitError.
     """
-    text = raw.decode("utf-8")
     seen: set[str] = set()
-    at = _past(text, _past(text, 0), "{")
-    mark = "}" if text[at : at + 1] == "}" else ","
-    at += mark == "}"
-    while mark == ",":
-        found = _WRITTEN.match(text, at)
-        if found is not None and found[1] != METADATA:
-            key, dtype, shape, begin, end, mark = found.groups()
-            entry = key, dtype, [*map(int, shape.split(","))] if shape else [], [int(begin), int(end)]
+    at = _past(raw, _past(raw, 0), b"{")
+    mark = b"}" if raw[at : at + 1] == b"}" else b","
+    at += mark == b"}"
+    while mark == b",":
+        entry: Entry | None = None
+        found = _WRITTEN.match(raw, at)
+        if found is not None and found[1] != _METADATA:
+            name, dtype, shape, begin, end, mark = found.groups()
+            key = name.decode()
+            entry = key, dtype.decode(), [*map(int, shape.split(b","))] if shape else [], [int(begin), int(end)]
             at = found.end()
         else:
-            key, value, at, mark = _pair(text, at)
+            key, value, at, mark = _pair(raw, at, limits)
             if key == METADATA:
                 metadata |= _texts(value)
-                entry = None
             else:
                 entry = key, *_parts(key, value)
         if key in seen:
             raise ValueError(f"the key {quoted(key)} stands twice")
         seen.add(key)
+        if len(seen) > limits.archive_members:
+            raise LimitError("a header of more entries", "archive_members", limits.archive_members)
         if entry is not None:
             yield entry
-    if (at := _past(text, at)) != len(text):
-        raise ValueError(f"{len(text) - at} characters follow its end")
+    if (at := _past(raw, at)) != len(raw):
+        raise ValueError(f"{len(raw) - at} bytes follow its end")
 
 
-def _past(text: str, at: int, mark: str = "") -> int:
+def _past(raw: bytes | bytearray, at: int, mark: bytes = b"") -> int:
     """The place behind blanks, and behind `mark`, which must be there."""
-    found = _BLANK.match(text, at)
+    found = _BLANK.match(raw, at)
     assert found is not None
     at = found.end()
     if not mark:
         return at
-    if text[at : at + 1] != mark:
-        raise ValueError(f"{mark!r} is missing at character {at}")
-    return _past(text, at + 1)
+    if raw[at : at + 1] != mark:
+        raise ValueError(f"{mark.decode()!r} is missing at byte {at}")
+    return _past(raw, at + 1)
 
 
-def _pair(text: str, at: int) -> tuple[str, Any, int, str]:
+def _pair(raw: bytes | bytearray, at: int, limits: Limits) -> tuple[str, Any, int, bytes]:
     """A key, its value, the place behind them, and the mark that followed."""
-    at = _past(text, at)
-    named = _TEXT.match(text, at)
+    at = _past(raw, at)
+    named = _TEXT.match(raw, at)
     if named is None:
-        raise ValueError(f"no key at character {at}")
-    key = _json.text(named[0])
-    at = _past(text, named.end(), ":")
-    found = (_FLAT if key == METADATA else _SMALL).match(text, at)
+        raise ValueError(f"no key at byte {at}")
+    key = _json.text(named[0].decode())
+    at = _past(raw, named.end(), b":")
+    found = (_FLAT if key == METADATA else _SMALL).match(raw, at)
     if found is None:
-        if key == METADATA and text.startswith("null", at):
+        if key == METADATA and raw.startswith(b"null", at):
             value, end = {}, at + 4
         else:
             what = "no map of text to text" if key == METADATA else "no entry of dtype, shape and data_offsets"
-            long = ", or a very long one" if key != METADATA and text.startswith("{", at) else ""
+            long = ", or a very long one" if key != METADATA and raw.startswith(b"{", at) else ""
             raise ValueError(f"{quoted(key)} is {what}{long}")
     else:
-        value, end = _json.text(found[0]), found.end()
-    at = _past(text, end)
-    mark = text[at : at + 1]
-    if mark not in (",", "}"):
-        raise ValueError(f"',' or '}}' is missing at character {at}")
+        if key == METADATA:
+            _weigh(found.end() - at, raw.count(b'"', at, found.end()) // 4, limits)
+        value, end = _json.text(found[0].decode()), found.end()
+    at = _past(raw, end)
+    mark = bytes(raw[at : at + 1])
+    if mark not in (b",", b"}"):
+        raise ValueError(f"',' or '}}' is missing at byte {at}")
     return key, value, at + 1, mark
+
+
+def _weigh(nbytes: int, pairs: int, limits: Limits) -> None:
+    """LimitError for metadata of so many bytes, and at most so many pairs, that would take too much memory."""
+    if nbytes > limits.metadata_bytes:
+        raise LimitError(f"metadata of {nbytes} bytes", "metadata_bytes", limits.metadata_bytes)
+    if pairs > limits.archive_members:
+        raise LimitError("metadata of more entries", "archive_members", limits.archive_members)
 
 
 def _texts(value: Any) -> Mapping[str, str]:

@@ -32,8 +32,8 @@ def text(written: str) -> Any:
 
 def _weigh(raw: bytes) -> None:
     """ValueError for text that is nearly nothing but brackets or small numbers, each of which takes many times
-    its bytes in memory.  An entry of a header has three brackets and three commas in more than fifty bytes."""
-    most = _FREE + len(raw) // 8
+    its bytes in memory.  An entry of an index has one comma in more than sixteen bytes."""
+    most = _FREE + len(raw) // 16
     if raw.count(b"[") + raw.count(b"{") + raw.count(b",") > most:
         bare = _TEXT.sub(b"", raw)  # names may hold what they like
         if bare.count(b"[") + bare.count(b"{") + bare.count(b",") > most:

@@ -119,11 +119,12 @@ def view(storage: Storage, dtype: DType, offset: Any, shape: Any, strides: Any, 
     if spec.nbytes > limits.view_bytes and spec.nbytes > limits.view_ratio * storage.nbytes:
         cause = f"shape {list(shape)} is a view of {spec.nbytes} bytes on a storage of {storage.nbytes}"
         raise LimitError(cause, "view_bytes", limits.view_bytes)
+    dense = not used or is_contiguous(shape, strides)
     extent = Extent(
         storage.file,
         storage.offset + first * item,
         used * item,
-        None if not used or is_contiguous(shape, strides) else strides,
+        None if dense else tuple(step if size > 1 else 0 for size, step in zip(shape, strides, strict=True)),
         storage.byteorder,
         storage.codec,
         storage.record,

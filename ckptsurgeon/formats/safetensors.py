@@ -74,7 +74,7 @@ def header(probe: Probe) -> Header:
     old = pending.side.old if pending is not None and pending.side is not None and pending.state == "before" else None
     size = file.size if pending is None else pending.size
     try:
-        raw = _own(probe) if old is None else old[8 : 8 + int.from_bytes(old[:8], "little")]
+        raw: bytes | bytearray = _own(probe) if old is None else old[8 : 8 + int.from_bytes(old[:8], "little")]
         tensors, metadata = parse(raw, file, size, probe.limits)
         if old is not None:
             tensors = {key: _as_it_was(ref, old) for key, ref in tensors.items()}
@@ -99,7 +99,7 @@ def _as_it_was(ref: TensorRef, old: bytes) -> TensorRef:
     return TensorRef(ref.spec, Inline(old[extent.offset : extent.offset + extent.nbytes]))
 
 
-def _own(probe: Probe) -> bytes:
+def _own(probe: Probe) -> bytearray:
     file, limits = probe.file, probe.limits
     length = int.from_bytes(read_exactly(probe.descriptor, 8, 0, file.path), "little")
     if length > limits.safetensors_header:
@@ -107,16 +107,21 @@ def _own(probe: Probe) -> bytes:
         raise LimitError(f"a header of {length} bytes", "safetensors_header", most, path=file.path)
     if 8 + length > file.size:
         raise InputError(f"truncated: a header of {length} bytes in a file of {file.size}", path=file.path)
-    return bytes(read_exactly(probe.descriptor, length, 8, file.path))
+    return read_exactly(probe.descriptor, length, 8, file.path)
 
 
-def parse(raw: bytes, file: File, size: int, limits: Limits) -> tuple[dict[str, TensorRef], Mapping[str, str]]:
+def parse(
+    raw: bytes | bytearray, file: File, size: int, limits: Limits
+) -> tuple[dict[str, TensorRef], Mapping[str, str]]:
     """The tensors and the metadata of a header's JSON, for a file of `size` bytes; InputError."""
     metadata: dict[str, str] = {}
     try:
         base = 8 + len(raw)
-        tensors = {entry[0]: _entry(file, *entry, base, size, limits) for entry in entries(raw, metadata)}
+        tensors = {entry[0]: _entry(file, *entry, base, size, limits) for entry in entries(raw, metadata, limits)}
         _tile(tensors, base, size)
+    except LimitError as error:
+        error.path = error.path or file.path
+        raise
     except (_Bad, ValueError, RecursionError) as error:
         raise InputError(f"damaged safetensors header: {error}", path=file.path) from None
     return tensors, metadata

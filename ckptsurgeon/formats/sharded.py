@@ -29,6 +29,8 @@ SAFETENSORS, TORCH_ZIP = "sharded-safetensors", "sharded-torch-zip"
 _PREFIX = "sharded-"
 _OWN = frozenset({"total_size", "total_parameters", KEY})
 _NUMBERED = re.compile(r"(?P<stem>.+)-(?P<number>\d+)-of-(?P<count>\d+)(?P<suffix>\.\w+)")
+_FREE = 1 << 16
+"""Quotes of an index beside those of its entries."""
 Open = Callable[[str], Document]
 
 
@@ -119,6 +121,9 @@ def read_index(probe: Probe) -> Index:
     if pending is not None:
         interrupted = (pending.remark,)
         text = pending.side.old if pending.side is not None and pending.state == "before" else text
+    most = limits.archive_members
+    if text.count(b'"') > 4 * most + _FREE:
+        raise LimitError("an index of more entries", "archive_members", most, path=file.path)
     try:
         found = _json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -127,6 +132,8 @@ def read_index(probe: Probe) -> Index:
     weight_map = found.get("weight_map") if isinstance(found, dict) else None
     if not isinstance(weight_map, dict):
         raise InputError("is JSON text, no checkpoint: an index of shards has a `weight_map`", path=file.path)
+    if len(weight_map) > most:
+        raise LimitError(f"an index of {len(weight_map)} entries", "archive_members", most, path=file.path)
     for key, name in weight_map.items():
         if not isinstance(name, str) or not is_inside(name):
             raise InputError(f"names {quoted(name)}, which is no file in its own folder", path=file.path, key=key)

@@ -18,17 +18,19 @@ import os
 import stat
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any, Literal
 
 from ckptsurgeon.errors import InputError, quoted
 from ckptsurgeon.evaluate import read_exactly
+from ckptsurgeon.formats import _json
 from ckptsurgeon.limits import Limits
 
 SUFFIX = ".inplace"
 _MAGIC = b"ckptsurgeon in-place 1\n"
 _DIGEST = 32
 _SLACK = 1 << 20
-"""Bytes that a side file may have beside the two beginnings."""
+"""Bytes of what a side file says beside the two beginnings."""
 _STEP = 4096
 
 State = Literal["before", "after", "idle", "stale"]
@@ -110,12 +112,14 @@ def encoded(side: Side) -> bytes:
     """The bytes of a side file."""
     told = {key: value for key, value in asdict(side).items() if key not in ("old", "new")}
     head = json.dumps({**told, "regions": [len(side.old), len(side.new)]}).encode()
+    if len(head) > _SLACK:
+        raise InputError(f"has too many shards ({len(side.shards)}) to be changed in place", path=side.name)
     body = b"".join((_MAGIC, len(head).to_bytes(8, "little"), head, side.old, side.new))
     return body + hashlib.sha256(body).digest()
 
 
 def load(path: str, region: int) -> Side | None:
-    """The side file at a path, of beginnings of at most `region` bytes; None when there is none.
+    """The side file at a path, of beginnings of at most `region` bytes each; None when there is none.
 
     Raises BadSide when it is damaged, or too large to be one; InputError when it may be one and cannot be read.
     """
@@ -130,31 +134,40 @@ def load(path: str, region: int) -> Side | None:
         raise InputError(f"cannot be opened: {error.strerror}", path=path, hint=hint) from None
     try:
         found = os.fstat(descriptor)
-        if not stat.S_ISREG(found.st_mode) or found.st_size > 3 * region + _SLACK:
+        if not stat.S_ISREG(found.st_mode):
             raise BadSide("is no side file")
-        raw = bytes(read_exactly(descriptor, found.st_size, 0, path))
-    finally:
-        os.close(descriptor)
-    try:
-        return _decoded(raw)
+        return _decoded(partial(_read, descriptor, path), found.st_size, region)
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise BadSide(f"is damaged: {error}") from None
+    finally:
+        os.close(descriptor)
 
 
-def _decoded(raw: bytes) -> Side:
-    body = memoryview(raw)[:-_DIGEST]
-    if raw[: len(_MAGIC)] != _MAGIC or hashlib.sha256(body).digest() != raw[-_DIGEST:]:
-        raise ValueError("its digest is not right")
-    at = len(_MAGIC) + 8
-    length = int.from_bytes(raw[at - 8 : at], "little")
-    told: dict[str, Any] = json.loads(bytes(body[at : at + length]))
+def _read(descriptor: int, path: str, at: int, size: int) -> bytes:
+    return bytes(read_exactly(descriptor, size, at, path))
+
+
+def _decoded(read: Callable[[int, int], bytes], size: int, region: int) -> Side:
+    """A side file of `size` bytes, read a part at a time: what it holds can be as large as what it is about."""
+    at, end = len(_MAGIC) + 8, size - _DIGEST
+    head = read(0, at) if size > at + _DIGEST else b""
+    length = int.from_bytes(head[-8:], "little")
+    if head[:-8] != _MAGIC or length > min(end - at, _SLACK):
+        raise ValueError("it does not begin as one")
+    text = read(at, length)
+    told: dict[str, Any] = _json.loads(text)
     if not isinstance(told, dict):
         raise ValueError("it is no object")
-    sizes = told.pop("regions")
+    first, second = map(_count, told.pop("regions"))
     start = at + length
-    if start + sum(_count(size) for size in sizes) != len(body):
-        raise ValueError("its parts do not fill it")
-    old, new = bytes(body[start : start + sizes[0]]), bytes(body[start + sizes[0] :])
+    if start + first + second != end or max(first, second) > region:
+        raise ValueError("its parts do not fill it, or are larger than what it is about")
+    old, new = read(start, first), read(start + first, second)
+    made = hashlib.sha256(head + text)
+    made.update(old)
+    made.update(new)
+    if made.digest() != read(end, _DIGEST):
+        raise ValueError("its digest is not right")
     emptied = tuple(
         Emptied(_name(one["name"]), _count(one["size"]), _count(one["header"]), _text(one["digest"]))
         for one in told.pop("emptied")

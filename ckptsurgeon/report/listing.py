@@ -71,9 +71,15 @@ def _rows(ckpt: Checkpoint, keys: list[str], stats: Mapping[str, Stats] | None) 
         yield f"{name:{width}}  {tails[number]}"
 
 
-@lru_cache(maxsize=1024)
 def _spec(spec: TensorSpec) -> tuple[str, str, str]:
+    return _made(spec) if 0 in spec.shape else _kept(spec)  # of sizes beside a 0 all hashes may be one
+
+
+def _made(spec: TensorSpec) -> tuple[str, str, str]:
     return spec.dtype.name, str(list(spec.shape)), f"{spec.nbytes:,}"
+
+
+_kept = lru_cache(maxsize=1024)(_made)
 
 
 def remark(ref: TensorRef) -> str:
