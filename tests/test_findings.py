@@ -32,6 +32,10 @@ SAID: dict[str, tuple[str, str]] = {
     "metadata_without_end": ("damaged: no Metadata, but a tuple", ""),
     "a_tar_key_without_end": ("damaged torch tar: the size of the storage a tuple is -1, no count", ""),
     "a_member_past_all_files": ("damaged zip archive: 31 bytes are announced at byte 18446744073709551615", ""),
+    "a_side_file_whose_header_ends_before_its_length": (
+        "the side file of an in-place change ends inside of a header, and cannot be its own",
+        "the side file of an in-place change ends inside of a header, and cannot be its own",
+    ),
     "a_side_file_that_is_a_number": (
         "note: .a.inplace is of another state of the file, and not used; `ckpt verify --repair` removes it",
         "1 tensors",

@@ -74,7 +74,7 @@ def header(probe: Probe) -> Header:
     old = pending.side.old if pending is not None and pending.side is not None and pending.state == "before" else None
     size = file.size if pending is None else pending.size
     try:
-        raw: bytes | bytearray = _own(probe) if old is None else old[8 : 8 + int.from_bytes(old[:8], "little")]
+        raw = _own(probe) if old is None else _before(old)
         tensors, metadata = parse(raw, file, size, probe.limits)
         if old is not None:
             tensors = {key: _as_it_was(ref, old) for key, ref in tensors.items()}
@@ -86,6 +86,14 @@ def header(probe: Probe) -> Header:
     if File.of(file.path, os.fstat(probe.descriptor)) != file:
         raise InputError("changed while it was opened", path=file.path, hint="open it again")
     return Header(len(raw), tensors, metadata, size, None if pending is None else pending.remark)
+
+
+def _before(old: bytes) -> bytearray:
+    """The header in the beginning that a side file keeps, which must be all there: it is what is put back."""
+    length = int.from_bytes(old[:8], "little")
+    if 8 + length > len(old):
+        raise InputError("the side file of an in-place change ends inside of a header, and cannot be its own")
+    return bytearray(old[8 : 8 + length])
 
 
 def _as_it_was(ref: TensorRef, old: bytes) -> TensorRef:
