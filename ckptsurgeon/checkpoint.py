@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol
 
+from ckptsurgeon import charges
 from ckptsurgeon.errors import InputError, UsageError
 from ckptsurgeon.provenance import Derivation, Provenance
 from ckptsurgeon.sources import Apply, Extent, Fill, Source
@@ -125,6 +126,7 @@ class Checkpoint(Mapping[str, TensorRef]):
 
         Raises InputError, with the key, when a tensor cannot be read.
         """
+        charges.reading(self.tensors.values())
         state: OrderedDict[str, torch.Tensor] = OrderedDict()
         read: dict[Hashable, tuple[tuple[int, ...], torch.Tensor]] = {}
         for key, ref in self.tensors.items():

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import TYPE_CHECKING
 
-from ckptsurgeon import evaluate
+from ckptsurgeon import charges, evaluate
 from ckptsurgeon.dtypes import DTYPES, DType
 from ckptsurgeon.errors import InputError, UsageError
 from ckptsurgeon.sources import Absent, Extent, Inline
@@ -127,7 +127,9 @@ def compare_all(
 
     The errors of `compare` come with their key.
     """
-    total = sum(a.nbytes + b.nbytes for a, b in pairs.values() if not is_one(a, b))
+    apart = [pair for pair in pairs.values() if not is_one(*pair)]
+    charges.reading(ref for pair in apart for ref in pair)
+    total = sum(a.nbytes + b.nbytes for a, b in apart)
     done, found = 0, {}
 
     def tick(nbytes: int) -> None:

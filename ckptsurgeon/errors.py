@@ -70,8 +70,8 @@ class Problem:
     def __str__(self) -> str:
         if self.rule is None:
             return self.text
-        if self.span is None:
-            return f"rule `{self.rule}`: {self.text}"
+        if self.span is None or len(self.rule) > _LONGEST_CAUSE:
+            return f"rule `{brief(self.rule, _LONGEST_CAUSE)}`: {brief(self.text, _LONGEST_CAUSE)}"
         start, end = self.span
         mark = " " * start + "^" * max(1, end - start)
         return f"{self.text}\n    {self.rule}\n    {mark}"

@@ -26,6 +26,8 @@ class Limits:
     """The pickle of a torch file, without its tensors."""
     inflated_bytes: int = 64 << 20
     """A pickle, or a file of code, that is compressed in its archive."""
+    inflated_view: int = 256 << 20
+    """What of a compressed record is held for a tensor that does not lie in order in it."""
     pickle_memory: int = 384 << 20
     """What the objects of all pickles of one opening may take, beside twice the bytes of the pickles themselves."""
     opcodes: int = 16_000_000

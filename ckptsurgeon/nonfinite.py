@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
+from ckptsurgeon import charges
 from ckptsurgeon.dtypes import DType
 from ckptsurgeon.errors import InputError
 from ckptsurgeon.limits import BLOCK
@@ -85,6 +86,7 @@ def count_all(
 ) -> tuple[tuple[str, int, int], ...]:
     """Names with their NaN and infinities, of every tensor whose file holds its bytes; InputError with the name."""
     there = [(name, ref) for name, ref in tensors if ref.absent is None]
+    charges.reading(ref for _, ref in there)
     total = sum(ref.nbytes for _, ref in there if can_be(ref.dtype))
     done, made = 0, []
 

@@ -7,16 +7,17 @@ NaN counts as a NaN, whatever its bits, for they depend on the processor.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from ckptsurgeon import formats, nonfinite
+from ckptsurgeon import charges, formats, nonfinite
 from ckptsurgeon.checkpoint import Checkpoint, Target
 from ckptsurgeon.comparison import in_steps
-from ckptsurgeon.errors import InputError, UsageError
+from ckptsurgeon.errors import InputError, UsageError, brief, shown
+from ckptsurgeon.ops import Args, Match
 from ckptsurgeon.provenance import Provenance, header_digest
-from ckptsurgeon.rules import Recipe
+from ckptsurgeon.rules import Recipe, Rule
 from ckptsurgeon.sources import Apply, Fill, Pieces, Source
 from ckptsurgeon.tensor import TensorRef
 
@@ -26,6 +27,10 @@ if TYPE_CHECKING:
 _STEP = 1 << 20
 _MOST_RULES = 1000
 _MOST_REPEATS = 4
+_MOST_STEPS = 1_000_000_000
+"""Of one recorded rule on all names."""
+_MOST_CHARACTERS = 1 << 26
+"""Of all names that a recorded rule makes, and of one name as far as its template tells."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +70,8 @@ def prove(
     """
     want, have = formats.expanded(made).tensors, formats.expanded(file).tensors
     both = [key for key in want if key in have and want[key].spec == have[key].spec]
+    charges.reading(want[key] for key in both)
+    charges.reading(have[key] for key in both)
     done, total = 0, 2 * sum(want[key].nbytes for key in both)
 
     def tick(nbytes: int) -> None:
@@ -134,29 +141,61 @@ def recorded_recipe(found: Provenance | None) -> Recipe:
         )
     if found.rules is None or len(found.rules) > _MOST_RULES:
         raise UsageError("the file records too many rules to be replayed; give them with --recipe")
-    slow = next((line for line in found.rules if any(map(_may_take_long, _patterns(line)))), None)
-    if slow is not None:
-        raise UsageError(
-            f"the file records `{slow}`, whose pattern may take very long; if you trust it, give it by --rule"
-        )
-    return Recipe.of(found.rules)
+    recipe = Recipe.of(found.rules)
+    return replace(recipe, rules=tuple(map(_patient, recipe.rules)))
 
 
-def _patterns(line: str) -> Iterator[str]:
-    """What of a rule is a pattern."""
-    for value in Recipe.of([line]).rules[0].args.values():
-        if isinstance(value, re.Pattern):
-            yield value.pattern
+def _patient(rule: Rule) -> Rule:
+    """The same rule; it refuses names on which its pattern could take very long, and to make names without end."""
+    forms = [_form(value.pattern) for value in rule.args.values() if isinstance(value, re.Pattern)]
+    template = rule.args.get("template", "")
+    if None in forms:
+        raise _impatient(rule, "take very long")
+
+    def match(args: Args, keys: Sequence[str], target: Target | None) -> Iterator[Match]:
+        if sum(form.steps(keys) for form in forms if form is not None) > _MOST_STEPS:
+            raise _impatient(rule, f"take very long on {len(keys)} names")
+        longest, left = max(map(len, keys), default=0), _MOST_CHARACTERS
+        if template and (longest + 1) * (len(template) + template.count("\\") * longest) > left:
+            raise _impatient(rule, "make names without end")
+        for found in rule.operation.match(args, keys, target):
+            left -= sum(map(len, found.outputs))
+            if left < 0:
+                raise _impatient(rule, "make names without end")
+            yield found
+
+    return replace(rule, operation=replace(rule.operation, match=match))
 
 
-def _may_take_long(pattern: str) -> bool:
-    """Whether a pattern repeats a group, or repeats anything more than a few times: what can take exponential time, or
-    a high power of the key's length.  Many that would not are among these.
+def _impatient(rule: Rule, what: str) -> UsageError:
+    line = brief(shown(rule.text))
+    return UsageError(f"the file records `{line}`, whose pattern may {what}; if you trust it, give it by --rule")
 
-    >>> _may_take_long(r"(a+)+$"), _may_take_long(r"^layers\\.(\\d+)\\.(.*)$"), _may_take_long(r"\\(x\\)+[)*]")
-    (True, False, False)
+
+@dataclass(frozen=True)
+class _Form:
+    """What of a pattern tells how long it can take: what it `repeats`, where it has `choices`, whether it is tried at
+    the beginning of a name alone."""
+
+    repeats: int
+    choices: int
+    anchored: bool
+
+    def steps(self, names: Iterable[str]) -> int:
+        """At most about so many steps on these names."""
+        power = self.repeats + (not self.anchored)
+        total: int = sum((len(name) + 1) ** power for name in names)
+        return total << min(self.choices, 40)
+
+
+def _form(pattern: str) -> _Form | None:
+    """The form of a pattern; None where it repeats a group, or repeats anything more than a few times: what can take
+    exponential time, or a high power of the name's length.  Many that would not are among these.
+
+    >>> _form(r"(a+)+$"), _form(r"^layers\\.(\\d+)\\.(.*)$"), _form(r"(?:a|b)?\\(x\\)+?[)*|]")
+    (None, _Form(repeats=2, choices=0, anchored=True), _Form(repeats=1, choices=2, anchored=False))
     """
-    repeats, at, within, last = 0, 0, False, ""
+    repeats, choices, at, within, last = 0, 0, 0, False, ""
     while at < len(pattern):
         char = pattern[at]
         if char == "\\":
@@ -168,12 +207,16 @@ def _may_take_long(pattern: str) -> bool:
             within = True
         elif char in "*+{":
             if last == ")":
-                return True
+                return None
             repeats += 1
+        elif char == "|" or (char == "?" and last not in ("(", "*", "+", "}", "?")):
+            choices += 1
         last, at = char, at + 1
     if re.search(r"\(\?[a-zA-Z]*x", pattern):  # blanks may stand anywhere in such a one
-        return True
-    return repeats > _MOST_REPEATS or "(?P=" in pattern or re.search(r"\\[1-9]", pattern) is not None
+        return None
+    if repeats > _MOST_REPEATS or "(?P=" in pattern or re.search(r"\\[1-9]", pattern):
+        return None
+    return _Form(repeats, choices, pattern.startswith("^") and "|" not in pattern)
 
 
 def claims(said: Provenance, source: Checkpoint, target: Target | None) -> tuple[str, ...]:

@@ -322,3 +322,16 @@ def test_a_long_wait_says_what_is_going_on(monkeypatch: pytest.MonkeyPatch, caps
     with _progress.busy("short", shown=True):
         pass
     assert capsys.readouterr().err == ""
+
+
+def test_a_file_name_on_the_progress_line_is_no_markup() -> None:
+    from rich.text import Text
+
+    from ckptsurgeon.cli import _progress
+
+    for words, seen in (
+        ("[red]x[/red].pth", "[red]x[/red].pth"),
+        ("a\x1b[2J\n.pth", r"a\x1b[2J\n.pth"),
+        ("\\[b]", "\\[b]"),
+    ):
+        assert Text.from_markup(_progress._plain(words)).plain == seen

@@ -132,8 +132,10 @@ def test_a_limit_that_is_met_is_named_with_its_flag(
 
 
 def test_every_limit_can_be_met() -> None:
-    """The others are a factor of one that is here, and a depth at which a search ends without an error."""
-    assert {field.name for field in fields(cs.Limits)} - {name for name, _, _ in MET} == {"view_ratio", "depth"}
+    """The others are a factor of one that is here, a depth at which a search ends without an error, and one that is
+    met when values are read."""
+    left = {field.name for field in fields(cs.Limits)} - {name for name, _, _ in MET}
+    assert left == {"view_ratio", "depth", "inflated_view"}
 
 
 def test_what_is_nested_deeper_than_the_limit_is_not_flattened() -> None:
@@ -166,6 +168,83 @@ def test_an_output_that_is_many_times_its_source_is_refused_before_it_is_written
     assert ckpt("convert", "a", "out.pth", *lowered).code == 0
     assert ckpt("convert", "a", "out.safetensors", "--tied", "alias", *lowered).code == 0
     assert ckpt("convert", "a", "full.safetensors").code == 0
+
+
+_TIGHT = ("--reader-limit", "view-bytes=1000", "--reader-limit", "view-ratio=64")
+READING: dict[str, tuple[str, ...]] = {
+    "stats": ("ls", "a", "--stats"),
+    "values": ("diff", "a", "b", "--values"),
+    "nan": ("verify", "a", "--nan"),
+    "digest": ("verify", "a", "--digest"),
+    "against": ("verify", "a", "--against", "b"),
+    "proof": ("verify", "a", "--against", "b", "--rule", "prefix x."),
+}
+
+
+def _deflate(name: str) -> None:
+    Path(name).rename("stored")
+    with zipfile.ZipFile("stored") as old, zipfile.ZipFile(name, "w", zipfile.ZIP_DEFLATED) as new:
+        for member in old.namelist():
+            new.writestr(member, old.read(member))
+    Path("stored").unlink()
+
+
+@pytest.mark.parametrize("words", READING.values(), ids=READING.keys())
+@pytest.mark.parametrize("form", ["overlapping", "far behind in a compressed record"])
+def test_reading_many_times_what_a_file_holds_is_refused(form: str, words: tuple[str, ...], ckpt: Any) -> None:
+    """Views of one storage that overlap are each as large as it; a small one that lies far behind in a compressed
+    record costs all that is before it."""
+    for name in "ab":
+        base = torch.arange(1000.0)
+        size = 900 if form == "overlapping" else 1
+        prefix = "x." if name == "a" and "--rule" in words else ""
+        torch.save({f"{prefix}{n}": base[99 - n :][:size] if size > 1 else base[999 - n] for n in range(99)}, name)
+        if size == 1:
+            _deflate(name)
+    assert ckpt(*words).code == 0
+    ran = ckpt(*words, *_TIGHT)
+    assert ran.code == 2
+    assert "to read its tensors one by one takes " in ran.err
+    assert ", over the limit of 1000; where the file is what you expect, `--reader-limit view-bytes=N`" in ran.err
+
+
+def test_views_that_overlap_are_no_output_of_any_size(ckpt: Any) -> None:
+    base = torch.arange(1000.0)
+    torch.save({str(n): base[n : n + 900] for n in range(100)}, "a")
+    for out in ("out.safetensors", "out.pth", "out/"):
+        ran = ckpt("convert", "a", out, *_TIGHT)
+        assert ran.code == 2
+        assert "of 4000 that the file has for them, over the limit of 1000" in ran.err
+    assert [path.name for path in Path().iterdir()] == ["a"]
+    with (
+        pytest.raises(cs.LimitError, match="to read its tensors one by one takes 360000 bytes, of 4000"),
+        limited(cs.Limits(view_bytes=1000)),
+    ):
+        cs.open("a").state_dict()
+
+
+def test_what_is_tied_is_read_once(ckpt: Any) -> None:
+    """Three hundred names of one tensor cost as much as one."""
+    _shared()
+    assert ckpt("ls", "a", "--stats", *_TIGHT, "--reader-limit", "view-ratio=1").code == 0
+
+
+def test_a_view_in_a_compressed_record_is_inflated_once_and_within_a_limit(ckpt: Any) -> None:
+    base = torch.arange(6 << 20, dtype=torch.int32).view(2048, -1)
+    torch.save({"w": base.t(), "few": base[::2047, ::3000]}, "a")
+    _deflate("a")
+    found = cs.open("a")
+    assert torch.equal(found["w"].read(), base.t())
+    assert torch.equal(found["few"].read(), base[::2047, ::3000])
+    assert b"".join(bytes(block) for block in found["w"].blocks(1 << 20)) == base.t().contiguous().numpy().tobytes()
+    words = "in 25165824 bytes of a compressed record, over the limit of 20000000;"
+    with pytest.raises(cs.LimitError, match=words), limited(cs.Limits(inflated_view=20_000_000)):
+        found["w"].read()
+    ran = ckpt("ls", "a", "--stats", "--reader-limit", "inflated-view=20000000")
+    assert ran.code == 2
+    assert "`--reader-limit inflated-view=N` raises it" in ran.err
+    assert ckpt("convert", "a", "out.safetensors", "--reader-limit", "inflated-view=20000000").code == 0  # by the disk
+    assert torch.equal(cs.open("out.safetensors")["w"].read(), base.t())
 
 
 def test_limits_hold_for_a_context_and_no_longer() -> None:

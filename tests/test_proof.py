@@ -224,9 +224,9 @@ def test_a_recorded_target_is_to_be_named_and_must_be_the_one(ckpt: Any) -> None
     assert (ran.code, "its target has the header" in ran.out) == (1, True)
 
 
-def recording(rules: list[str], **more: Any) -> None:
+def recording(rules: list[str], *, name: str = "w", **more: Any) -> None:
     """b.safetensors, which says that these rules made it of a.safetensors."""
-    save_file({"w": torch.ones(2)}, "a.safetensors")
+    save_file({name: torch.ones(2)}, "a.safetensors")
     cs.convert("a.safetensors", "b.safetensors", force=True)
     (text,) = [load_metadata("b.safetensors")[KEY]]
     record = {**json.loads(text), "rules": rules, **more}
@@ -259,6 +259,38 @@ def test_a_recorded_pattern_that_could_take_for_ever_is_refused(rule: str, ckpt:
     recording([rule])
     ran = ckpt("verify", "b.safetensors", "--against", "a.safetensors", "--recorded")
     assert (ran.code, "may take very long" in ran.err) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("rule", "words"),
+    [
+        ("drop " + "a?" * 40 + "a" * 40, "may take very long on"),
+        ("drop " + "(a|a)" * 30 + "b", "may take very long on"),
+        ("drop .*.*.*.*b", "may take very long on"),
+        (r"^(.*)$ => " + r"\g<0>" * 5000, "may make names without end"),
+        ("'' => " + "x" * 60_000, "may make names without end"),
+    ],
+)
+def test_a_recorded_rule_that_could_take_for_ever_on_these_names_is_refused(rule: str, words: str, ckpt: Any) -> None:
+    name = "a" * 1500
+    recording([rule], name=name)
+    ran = ckpt("verify", "b.safetensors", "--against", "a.safetensors", "--recorded")
+    assert (ran.code, words in ran.err) == (2, True), ran.err
+    assert "if you trust it, give it by --rule" in ran.err
+    assert len(ran.err) < 2000
+
+
+def test_recorded_rules_that_grow_names_end_before_memory_does(ckpt: Any) -> None:
+    recording([r"^(.*)$ => \1\1\1\1\1\1\1\1"] * 9, name="a" * 100)
+    ran = ckpt("verify", "b.safetensors", "--against", "a.safetensors", "--recorded")
+    assert (ran.code, "may make names without end" in ran.err) == (2, True), ran.err
+
+
+def test_deep_recorded_patterns_are_no_rules(ckpt: Any) -> None:
+    recording(["drop " + "(" * 20_000 + ")" * 20_000])
+    ran = ckpt("verify", "b.safetensors", "--against", "a.safetensors", "--recorded")
+    assert ran.code == 2
+    assert len(ran.err) < 3000
 
 
 def test_usual_recorded_patterns_and_lines_that_are_no_rules(ckpt: Any) -> None:

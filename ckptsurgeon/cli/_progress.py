@@ -7,6 +7,8 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 
+from ckptsurgeon.errors import shown
+
 _PATIENCE = 1.0
 
 
@@ -50,7 +52,14 @@ def busy(words: str, shown: bool) -> Iterator[None]:
 def _spinner(words: str) -> contextlib.AbstractContextManager[object]:
     from rich.console import Console
 
-    return Console(stderr=True).status(words)
+    return Console(stderr=True).status(_plain(words))
+
+
+def _plain(words: str) -> str:
+    """Words with the name of a file in them, as they are: nothing in brackets is a colour, nothing moves the cursor."""
+    from rich.markup import escape
+
+    return escape(shown(words))
 
 
 def _begin(stack: contextlib.ExitStack, words: str) -> Callable[[int, int], None]:
@@ -67,5 +76,5 @@ def _begin(stack: contextlib.ExitStack, words: str) -> Callable[[int, int], None
         transient=True,
     )
     stack.enter_context(drawn)
-    task = drawn.add_task(words)
+    task = drawn.add_task(_plain(words))
     return lambda done, total: drawn.update(task, completed=done, total=total)

@@ -7,16 +7,17 @@ checksum while they are read (`blocks`).
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
-from ckptsurgeon.errors import InputError
+from ckptsurgeon.errors import InputError, LimitError
 from ckptsurgeon.evaluate import gather, values
 from ckptsurgeon.evaluate.reading import Handles, Inflating, read_exactly
-from ckptsurgeon.limits import BLOCK
-from ckptsurgeon.sources import Absent, Apply, Extent, Fill, Inline, Kernel, Pieces, contiguous_strides
+from ckptsurgeon.limits import BLOCK, current
+from ckptsurgeon.sources import Absent, Apply, Extent, Fill, Inline, Kernel, Pieces
 
 if TYPE_CHECKING:
     import torch
@@ -149,12 +150,15 @@ def _stretches(extent: Extent, spec: TensorSpec, size: int) -> Iterator[Piece]:
     if extent.strides is None:
         yield from _contiguous(extent, size)
         return
-    if extent.codec is not None:
-        yield Piece(spec.nbytes, partial(_inflated_view, extent, spec, size))
-        return
     item = spec.dtype.itemsize
-    for cut in gather.cuts(spec.shape, extent.strides or contiguous_strides(spec.shape), item, size):
-        yield Piece(cut.numel * item, partial(_gathered, extent, cut, item, size))
+    cuts = gather.cuts(spec.shape, extent.strides, item, size)
+    if extent.codec is None:
+        for cut in cuts:
+            yield Piece(cut.numel * item, partial(_gathered, extent, cut, item, size))
+        return
+    whole = _Inflated(extent, size)
+    for cut in cuts:
+        yield Piece(cut.numel * item, partial(whole.gathered, cut, item))
 
 
 def _gathered(extent: Extent, cut: gather.Cut, item: int, size: int, handles: Handles) -> memoryview:
@@ -162,15 +166,36 @@ def _gathered(extent: Extent, cut: gather.Cut, item: int, size: int, handles: Ha
     return gather.gathered(descriptor, extent.path, extent.offset, cut, item, size)
 
 
-def _inflated_view(extent: Extent, spec: TensorSpec, size: int, handles: Handles) -> memoryview:
-    """A strided tensor of a compressed member: inflated whole (the writer puts such members on the disk first)."""
-    import numpy as np
+class _Inflated:
+    """What a strided tensor spans of a compressed member, inflated once and held as long as its pieces are made; the
+    writer puts such members on the disk first."""
 
-    data = b"".join(piece.make(handles) for piece in _contiguous(replace(extent, strides=None), size))
-    item = spec.dtype.itemsize
-    strides = [stride * item for stride in extent.strides or ()]
-    view = np.ndarray(spec.shape, f"V{item}", data, strides=strides)
-    return values.bytes_of(np.ascontiguousarray(view))
+    def __init__(self, extent: Extent, size: int) -> None:
+        most = current().inflated_view
+        if extent.nbytes > most:
+            cause = f"a tensor that does not lie in order in {extent.nbytes} bytes of a compressed record"
+            raise LimitError(cause, "inflated_view", most, path=extent.path)
+        self.extent, self.size = extent, size
+        self._lock = threading.Lock()
+        self._data: bytearray | None = None
+
+    def gathered(self, cut: gather.Cut, item: int, handles: Handles) -> memoryview:
+        """The elements of a cut."""
+        import numpy as np
+
+        with self._lock:
+            if self._data is None:
+                self._data = self._inflated(handles)
+        shape, strides = [count for count, _ in cut.dims], [stride * item for _, stride in cut.dims]
+        view = np.ndarray(shape, f"V{item}", self._data, cut.offset * item, strides)
+        return values.bytes_of(np.ascontiguousarray(view))
+
+    def _inflated(self, handles: Handles) -> bytearray:
+        data, at = bytearray(self.extent.nbytes), 0
+        for piece in _contiguous(replace(self.extent, strides=None), self.size):
+            data[at : at + piece.nbytes] = piece.make(handles)
+            at += piece.nbytes
+        return data
 
 
 def _contiguous(extent: Extent, size: int) -> Iterator[Piece]:

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from ckptsurgeon import charges
 from ckptsurgeon.checkpoint import Checkpoint, Step
-from ckptsurgeon.errors import InputError, LimitError, Problem, UsageError
+from ckptsurgeon.errors import InputError, Problem, UsageError
 from ckptsurgeon.evaluate import ABSENT_HINT
 from ckptsurgeon.formats import _aliases, _splice, _tree, safetensors, sharded
 from ckptsurgeon.formats._layout import Layout
 from ckptsurgeon.formats._table import FORMATS, Format, named
-from ckptsurgeon.limits import current
 from ckptsurgeon.tensor import TensorRef
 
 Tied = Literal["full", "alias"]
@@ -143,25 +143,9 @@ def files(
 
 
 def _charge(layouts: Sequence[Layout]) -> None:
-    """LimitError for an output that is many times what lies in the source: a few bytes there can be a tensor that
-    repeats them, and one tensor can have a million names."""
-    total, limits = sum(layout.nbytes for layout in layouts), current()
-    if total <= limits.view_bytes:
-        return
-    there: dict[Hashable, int] = {}
-    for ref in (part for layout in layouts for part in layout.parts if isinstance(part, TensorRef)):
-        extents = list(ref.extents())
-        for extent in extents:
-            there[extent.path, extent.codec, extent.offset] = min(extent.nbytes, extent.file.size)
-        if not extents:
-            there[id(ref)] = ref.nbytes
-    if total > limits.view_ratio * sum(there.values()):
-        raise LimitError(
-            f"its tensors, each in full (a .pth, or --tied alias, keeps what is shared), take {total} bytes, of "
-            f"{sum(there.values())} that the file has for them",
-            "view_bytes",
-            limits.view_bytes,
-        )
+    """LimitError for an output that is many times what lies in the source."""
+    refs = (part for layout in layouts for part in layout.parts if isinstance(part, TensorRef))
+    charges.writing(refs, sum(layout.nbytes for layout in layouts))
 
 
 def _shards(ckpt: Checkpoint, output: Output, aliased: bool, provenance: str | None) -> list[tuple[str, Layout]]:

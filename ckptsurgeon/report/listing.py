@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import asdict
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -32,9 +32,15 @@ def selected(ckpt: Checkpoint, match: re.Pattern[str] | None, limit: int | None)
 
 def figures(ckpt: Checkpoint, keys: list[str]) -> dict[str, Stats]:
     """The figures of the values; this is what reads them."""
-    from ckptsurgeon import stats
+    from ckptsurgeon import charges, stats
 
-    return {key: stats.of(ckpt[key]) for key in keys}
+    charges.reading(ckpt[key] for key in keys)
+    made: dict[Hashable, Stats] = {}
+    names = {key: (ckpt[key].tie or key, ckpt[key].dtype) for key in keys}
+    for key, name in names.items():
+        if name not in made:
+            made[name] = stats.of(ckpt[key])
+    return {key: made[name] for key, name in names.items()}
 
 
 def text(ckpt: Checkpoint, keys: list[str], more: int, stats: Mapping[str, Stats] | None) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from ckptsurgeon.report import difference, provenance
-from ckptsurgeon.report._text import plural, shown, size
+from ckptsurgeon.report._text import brief, plural, shown, size
 from ckptsurgeon.verifier import Verification
 
 if TYPE_CHECKING:
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 SCHEMA = "ckptsurgeon.verify/1"
 _SHOWN = 5
-_MOST = 10
+_MOST, _LONG = 10, 300
 
 
 def text(found: Verification) -> str:
@@ -61,7 +61,9 @@ def _nan_inf(counts: Sequence[tuple[str, int, int]]) -> list[str]:
 
 def _proof(found: Proof) -> list[str]:
     """Whether it is what the recipe makes, and where it is not."""
-    lines = [f"{shown(one.key) or 'provenance'}: {shown(one.text)}" for one in found.differences[:_MOST]]
+    lines = [
+        f"{shown(brief(one.key)) or 'provenance'}: {shown(brief(one.text, _LONG))}" for one in found.differences[:_MOST]
+    ]
     left = len(found.differences) - _MOST
     lines += [f"… and {plural(left, 'more difference')}"] if left > 0 else []
     what = f"what {plural(len(found.rules), 'rule')} {'of its own record ' if found.recorded else ''}"

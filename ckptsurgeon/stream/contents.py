@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from functools import partial
 
-from ckptsurgeon import formats
+from ckptsurgeon import charges, formats
 from ckptsurgeon.checkpoint import Checkpoint
 from ckptsurgeon.errors import InputError
 from ckptsurgeon.provenance import line
@@ -32,6 +32,7 @@ def content_digest(
     called with the bytes read and those to read.  Raises InputError, with the key, for what cannot be read.
     """
     tensors = formats.expanded(ckpt).tensors
+    charges.reading(tensors.values())
     one_of: dict[Hashable, str] = {}
     same = {key: one_of.setdefault((ref.tie or key, ref.spec), key) for key, ref in tensors.items()}
     todo = [key for key, first in same.items() if first == key]
