@@ -6,6 +6,7 @@ import json
 import struct
 import subprocess
 import sys
+import threading
 import zipfile
 from collections.abc import Callable
 from dataclasses import fields, replace
@@ -19,6 +20,7 @@ from safetensors.torch import save_file
 import ckptsurgeon as cs
 from ckptsurgeon.formats import _pickle
 from ckptsurgeon.limits import current, limited
+from ckptsurgeon.stream import workers
 
 
 def _safetensors() -> None:
@@ -245,6 +247,18 @@ def test_a_view_in_a_compressed_record_is_inflated_once_and_within_a_limit(ckpt:
     assert "`--reader-limit inflated-view=N` raises it" in ran.err
     assert ckpt("convert", "a", "out.safetensors", "--reader-limit", "inflated-view=20000000").code == 0  # by the disk
     assert torch.equal(cs.open("out.safetensors")["w"].read(), base.t())
+
+
+def test_limits_hold_in_every_thread_that_reads() -> None:
+    met, found = threading.Barrier(3), list[int]()
+
+    def work() -> None:
+        met.wait(10)  # no thread does two of them
+        found.append(current().depth)
+
+    with limited(cs.Limits(depth=3)):
+        workers.run([work] * 3, 3)
+    assert found == [3, 3, 3]
 
 
 def test_limits_hold_for_a_context_and_no_longer() -> None:

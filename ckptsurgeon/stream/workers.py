@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextvars
 import threading
 from collections.abc import Callable, Iterable, Iterator
 
@@ -17,7 +18,8 @@ def run(work: Iterable[Work], threads: int) -> None:
     shared = _Shared(iter(work))
     helpers: list[threading.Thread] = []
     for _ in range(threads - 1):
-        helper = threading.Thread(target=shared.help, daemon=True)
+        # with the limits that are in force here
+        helper = threading.Thread(target=contextvars.copy_context().run, args=(shared.help,), daemon=True)
         try:
             helper.start()
         except RuntimeError:  # the system gives no more of them: those that there are do the work
