@@ -17,7 +17,7 @@ import json
 import os
 import stat
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any, Literal
 
@@ -202,7 +202,9 @@ def _name(value: Any) -> str:
 
 
 def of_file(path: str, size: int, read: Callable[[int, int], bytes], limits: Limits) -> Pending | None:
-    """What lies beside a data file of `size` bytes, which `read(count, offset)` reads; None when nothing does."""
+    """What lies beside a data file of `size` bytes, which `read(count, offset)` reads; None when nothing does.
+
+    Its `.side.new` is empty: it was held against the file, and may be as large as a header."""
     real = os.path.realpath(path)
     place = beside(real)
     if not os.path.lexists(place):
@@ -216,7 +218,7 @@ def of_file(path: str, size: int, read: Callable[[int, int], bytes], limits: Lim
         state = _state(side, size, read(len(side.new), 0), _phase(side, os.path.dirname(real), limits))
     except BadSide:
         return Pending(place, "stale", None, size)
-    return Pending(place, state, side, side.after if state == "after" else size)
+    return Pending(place, state, replace(side, new=b""), side.after if state == "after" else size)
 
 
 def _phase(side: Side, folder: str, limits: Limits) -> State:
