@@ -28,7 +28,13 @@ _STEP = 1 << 20
 _MOST_RULES = 1000
 _MOST_REPEATS = 4
 _MOST_STEPS = 1_000_000_000
-"""Of one recorded rule on all names."""
+"""Of all recorded rules on all names."""
+_LONGEST, _WIDE = 2000, 0xFFFF
+"""Characters of a recorded pattern, and the last that a class of characters finds at once."""
+_GROUP = re.compile(r"\((?!\?)|\(\?(?:[aimsu]*:|[aimsu]+\)|P<\w+>|<?[=!])")
+"""The groups that a recorded pattern may have: no comment, no condition."""
+_LITERAL = re.compile(r"\\.|\[[^\]\\]*+(?:\\.[^\]\\]*+)*+\]", re.DOTALL)
+"""An escape, or a class; taken to end no later than it does, so that nothing behind it is overlooked."""
 _MOST_CHARACTERS = 1 << 26
 """Of all names that a recorded rule makes, and of one name as far as its template tells."""
 
@@ -141,11 +147,18 @@ def recorded_recipe(found: Provenance | None) -> Recipe:
         )
     if found.rules is None or len(found.rules) > _MOST_RULES:
         raise UsageError("the file records too many rules to be replayed; give them with --recipe")
-    recipe = Recipe.of(found.rules)
-    return replace(recipe, rules=tuple(map(_patient, recipe.rules)))
+    recipe, steps = Recipe.of(found.rules), _Steps()
+    return replace(recipe, rules=tuple(_patient(rule, steps) for rule in recipe.rules))
 
 
-def _patient(rule: Rule) -> Rule:
+@dataclass
+class _Steps:
+    """What is left of the steps that all recorded rules may take together."""
+
+    left: int = _MOST_STEPS
+
+
+def _patient(rule: Rule, steps: _Steps) -> Rule:
     """The same rule; it refuses names on which its pattern could take very long, and to make names without end."""
     forms = [_form(value.pattern) for value in rule.args.values() if isinstance(value, re.Pattern)]
     template = rule.args.get("template", "")
@@ -153,7 +166,8 @@ def _patient(rule: Rule) -> Rule:
         raise _impatient(rule, "take very long")
 
     def match(args: Args, keys: Sequence[str], target: Target | None) -> Iterator[Match]:
-        if sum(form.steps(keys) for form in forms if form is not None) > _MOST_STEPS:
+        steps.left -= sum(form.steps(keys) for form in forms if form is not None)
+        if steps.left < 0:
             raise _impatient(rule, f"take very long on {len(keys)} names")
         longest, left = max(map(len, keys), default=0), _MOST_CHARACTERS
         if template and (longest + 1) * (len(template) + template.count("\\") * longest) > left:
@@ -195,28 +209,17 @@ def _form(pattern: str) -> _Form | None:
     >>> _form(r"(a+)+$"), _form(r"^layers\\.(\\d+)\\.(.*)$"), _form(r"(?:a|b)?\\(x\\)+?[)*|]")
     (None, _Form(repeats=2, choices=0, anchored=True), _Form(repeats=1, choices=2, anchored=False))
     """
-    repeats, choices, at, within, last = 0, 0, 0, False, ""
-    while at < len(pattern):
-        char = pattern[at]
-        if char == "\\":
-            at, last = at + 2, "x"
-            continue
-        if within:
-            within = char != "]"
-        elif char == "[":  # taken to end no later than it does, so that nothing behind it is overlooked
-            within = True
-        elif char in "*+{":
-            if last == ")":
-                return None
-            repeats += 1
-        elif char == "|" or (char == "?" and last not in ("(", "*", "+", "}", "?")):
-            choices += 1
-        last, at = char, at + 1
-    if re.search(r"\(\?[a-zA-Z]*x", pattern):  # blanks may stand anywhere in such a one
+    if len(pattern) > _LONGEST or any(ord(char) > _WIDE for char in pattern) or re.search(r"\\[1-9]", pattern):
         return None
-    if repeats > _MOST_REPEATS or "(?P=" in pattern or re.search(r"\\[1-9]", pattern):
+    bare = _LITERAL.sub("x", pattern)
+    if "[" in bare or ")*" in bare or ")+" in bare or "){" in bare:
         return None
-    return _Form(repeats, choices, pattern.startswith("^") and "|" not in pattern)
+    if not all(_GROUP.match(bare, found.start()) for found in re.finditer(r"\(", bare)):
+        return None
+    repeats = sum(map(bare.count, "*+{"))
+    choices = bare.count("|") + len(re.findall(r"(?<![(*+}?])\?", bare))
+    anchored = pattern.startswith("^") and "|" not in pattern
+    return None if repeats > _MOST_REPEATS else _Form(repeats, choices, anchored)
 
 
 def claims(said: Provenance, source: Checkpoint, target: Target | None) -> tuple[str, ...]:

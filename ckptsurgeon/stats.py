@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 _AT_ONCE = 1 << 20
 """Values that are computed with at a time: in float64 they are eight times as large as they may lie in the file."""
 
+WIDTH = 8
+"""Bytes of a value as it is computed with."""
+
 
 @dataclass(frozen=True)
 class Stats:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ckptsurgeon import evaluate, formats
+from ckptsurgeon import charges, evaluate, formats
 from ckptsurgeon.errors import InputError, Problem
 from ckptsurgeon.formats import Document
 from ckptsurgeon.provenance import Provenance
@@ -70,6 +70,7 @@ def verify(document: Document, progress: Progress | None = None) -> Verification
     names = _names(found)
     files = document.shards or (document.path,)
     stretches = list(_stretches(files, found))
+    charges.inflating(stretches)
     total, done = sum(extent.nbytes for extent in stretches), 0
     problems: list[Problem] = []
     for extent in stretches:

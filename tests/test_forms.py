@@ -224,6 +224,15 @@ def test_conjugate_and_negative_bits_are_resolved(save: Save, dtype: torch.dtype
         assert_same_tensors(load_file("b.safetensors"), want, ordered=False)
 
 
+def test_quantised_tensors_whose_elements_share_bytes_are_listed() -> None:
+    packed = torch.quantize_per_channel(torch.randn(4, 4), torch.rand(4) + 0.1, torch.rand(4), 0, torch.quint4x2)
+    torch.save({"w": torch.ones(2), "q": packed}, "a.pth")
+    found = cs.open("a.pth")
+    assert found["q"].absent == "a quantised tensor with packed elements"
+    assert found["q"].shape == (4, 4)
+    assert_same_tensor(found["w"].read(), torch.ones(2))
+
+
 def test_complex32_and_packed_float4_round_trip() -> None:
     packed = torch.arange(6, dtype=torch.uint8).view(2, 3).view(torch.float4_e2m1fn_x2)
     torch.save({"c": torch.randn(3, dtype=torch.complex32), "f": packed}, "a.pth")

@@ -253,6 +253,8 @@ def test_a_record_that_names_a_model_runs_nothing(ckpt: Any) -> None:
 @pytest.mark.parametrize(
     "rule",
     [r"(a+)+$ => x", r"(a|a)* => x", r"'(?x) (a+) +' => x", r"drop (.*)\1", r"(?P<a>.)(?P=a) => x", "drop .*.*.*.*.*b",
+     r"'(?#[)^(a+)+$(?#])' => x", r"'(a)?(?(1)b|c)' => x", "drop " + "a" * 2001,
+     "'[" + "\U0001f600\U0001f602" * 9 + "]*zq' => x", r"drop []](x)+", r"drop [\]](x)+", "drop a(x)*?b",
      r"[)](a+){9,} => x", r"drop [^]](x)+", r"drop \\(a+)+"],
 )  # fmt: skip
 def test_a_recorded_pattern_that_could_take_for_ever_is_refused(rule: str, ckpt: Any) -> None:
@@ -278,6 +280,20 @@ def test_a_recorded_rule_that_could_take_for_ever_on_these_names_is_refused(rule
     assert (ran.code, words in ran.err) == (2, True), ran.err
     assert "if you trust it, give it by --rule" in ran.err
     assert len(ran.err) < 2000
+
+
+def test_the_steps_of_all_recorded_rules_count_together(ckpt: Any) -> None:
+    recording([f"'a*z{number}' => x" for number in range(3)], name="a" * 20_000)
+    assert "names nothing" not in ckpt("verify", "b.safetensors", "--against", "a.safetensors", "--recorded").err
+    recording([f"'a*z{number}' => x" for number in range(9)], name="a" * 20_000)
+    ran = ckpt("verify", "b.safetensors", "--against", "a.safetensors", "--recorded")
+    assert (ran.code, "`'a*z2' => x`, whose pattern may take very long on 1 names" in ran.err) == (2, True), ran.err
+
+
+def test_a_pattern_with_an_odd_class_says_nothing_of_python(ckpt: Any, recwarn: Any) -> None:
+    recording(["'[[a]zz' => x"], options={"allow_unused": True})
+    assert ckpt("verify", "b.safetensors", "--against", "a.safetensors", "--recorded").code == 0
+    assert not recwarn.list
 
 
 def test_recorded_rules_that_grow_names_end_before_memory_does(ckpt: Any) -> None:

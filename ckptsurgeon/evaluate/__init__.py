@@ -4,6 +4,7 @@ It stands below `tensor`, because `TensorRef.read` and the streaming writer shar
 torch are imported inside the functions that need them: plain copies need neither.
 """
 
+from ckptsurgeon.evaluate.gather import cost
 from ckptsurgeon.evaluate.pieces import (
     ABSENT_HINT,
     Piece,
@@ -24,6 +25,7 @@ __all__ = [
     "Piece",
     "blocks",
     "check_record",
+    "cost",
     "damaged",
     "holds",
     "pieces",

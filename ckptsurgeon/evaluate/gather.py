@@ -51,6 +51,18 @@ def cuts(shape: Sequence[int], strides: Sequence[int], item: int, size: int) -> 
     yield from _cut(0, dims, item, size)
 
 
+def cost(shape: Sequence[int], strides: Sequence[int], item: int) -> int:
+    """About how many bytes are read for the elements, the time of a system call counted as `_CALL` of them."""
+    read, runs = item, 1
+    for size, stride in sorted(_merged(shape, strides), key=lambda dim: dim[1]):
+        gap = stride * item
+        if runs > 1 or gap - read > _CALL:
+            runs *= size
+        elif gap:
+            read += (size - 1) * gap
+    return read if runs == 1 else runs * (read + _CALL)
+
+
 def _merged(shape: Sequence[int], strides: Sequence[int]) -> Dims:
     """Without dimensions of size 1; neighbours that lie in one row are one dimension."""
     made: list[tuple[int, int]] = []

@@ -16,7 +16,7 @@ from ckptsurgeon.dtypes import DTYPES, DType
 from ckptsurgeon.errors import LimitError
 from ckptsurgeon.formats import _numpy
 from ckptsurgeon.formats._plain import BadRecord, Builder
-from ckptsurgeon.formats._tensors import Storage, count, dims, dtype_of, view
+from ckptsurgeon.formats._tensors import Storage, count, dims, dtype_of, storage_tensor, view
 from ckptsurgeon.inert import Opaque, attributes
 from ckptsurgeon.limits import Limits
 from ckptsurgeon.sources import Absent, Apply, Extent, Kernel
@@ -145,9 +145,10 @@ class _Builders:
             raise BadRecord("a quantised tensor without a quantiser")
         if not isinstance(args[0], Storage):
             raise BadRecord("a quantised tensor that torch does not write")
+        if args[0].dtype.kind != "quantized":  # two or four elements share a byte
+            shape, data = dims(args[2], "shape", self.limits), storage_tensor(args[0])
+            return _absent("a quantised tensor with packed elements", data.dtype, shape, {"data": data})
         ref = self.tensor(args[:4])
-        if ref.dtype.kind != "quantized":  # two or four elements share a byte
-            return _absent("a quantised tensor with packed elements", ref.dtype, ref.shape, {"data": ref})
         found = _quantizer(quantizer, ref.dtype, ref.shape)
         return replace(ref, quantizer=found)
 

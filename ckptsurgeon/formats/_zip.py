@@ -261,7 +261,6 @@ def _data_offset(headers: _Headers, header: int, raw: bytes, method: int, told: 
     """
     local = headers.read(_LOCAL_SIZE + len(raw), header)
     signature, _, flags, packing, _, _, crc, packed, size, n, m = _LOCAL.unpack_from(local)
-    known = (told, (0, 0, 0)) if flags & 8 else (told,)
     if packed == size == _U32 and (packed, size) != told[1:]:
         extra = headers.read(_LOCAL_SIZE + len(raw) + m, header)[_LOCAL_SIZE + len(raw) :]
         wide = next((body for kind, body in _fields(extra) if kind == _ZIP64 and len(body) >= 16), b"")
@@ -269,9 +268,7 @@ def _data_offset(headers: _Headers, header: int, raw: bytes, method: int, told: 
             size, packed = struct.unpack_from("<QQ", wide)
         elif flags & 8:
             size = packed = 0
-    same = (crc, packed, size) in known or (
-        crc in (told[0], known[-1][0]) and (packed, size) in (told[1:], known[-1][1:])
-    )
+    same = all(here == there or (flags & 8 and not here) for here, there in zip((crc, packed, size), told, strict=True))
     if (
         signature != b"PK\3\4"
         or n != len(raw)

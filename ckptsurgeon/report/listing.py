@@ -34,7 +34,7 @@ def figures(ckpt: Checkpoint, keys: list[str]) -> dict[str, Stats]:
     """The figures of the values; this is what reads them."""
     from ckptsurgeon import charges, stats
 
-    charges.reading(ckpt[key] for key in keys)
+    charges.reading((ckpt[key] for key in keys), stats.WIDTH)
     made: dict[Hashable, Stats] = {}
     names = {key: (ckpt[key].tie or key, ckpt[key].dtype) for key in keys}
     for key, name in names.items():

@@ -14,6 +14,7 @@ DIMS and SHAPE are one comma-separated word (`3,2,0,1`).
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -167,7 +168,9 @@ def _value(param: Param, word: Word) -> Any:
     text = word.text
     if param.kind == "pattern":
         try:
-            return re.compile(text)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of what may mean something else in a later Python
+                return re.compile(text)
         except (re.error, OverflowError, RecursionError) as error:
             at = getattr(error, "pos", None)
             start = word.start + int(word.quoted) + (at or 0)
