@@ -202,11 +202,12 @@ _Box = tuple[tuple[int, ...], tuple[int, ...]]
 
 def _hold_apart(boxes: list[_Box], limits: Limits) -> None:
     """BadRecord for chunks that have an element in common: as many elements as the tensor has must be all of them."""
-    looked = 0
-    boxes.sort()
+    looked, rank = 0, len(boxes[0][0]) if boxes else 0
+    axis = max(range(rank), key=lambda dim: len({begins[dim] for begins, _ in boxes}), default=-1)
+    boxes.sort(key=lambda box: box[0][axis] if rank else 0)
     for number, (begins, ends) in enumerate(boxes):
         for other, stops in islice(boxes, number + 1, None):
-            if begins and other[0] >= ends[0]:
+            if rank and other[axis] >= ends[axis]:
                 break
             looked += 1
             if looked > limits.repeats:
