@@ -237,3 +237,21 @@ def test_no_other_shard_is_removed_than_the_one_that_was_emptied() -> None:
     assert cs.verify(INDEX, repair=True).ok
     assert set(load_file(third)) == {"my_own.e", "module.f"}
     assert hidden() == []
+
+
+def test_a_beginning_larger_than_what_it_is_about_is_not_read_and_too_many_shards_are_refused() -> None:
+    """Sparse, so that its size costs nothing: what it says would be read whole."""
+    save_file({"a": torch.ones(2)}, "a.safetensors")
+    size = os.path.getsize("a.safetensors")
+    told = {"name": "a.safetensors", "run": "r", "before": size, "after": size, "redo": False, "part_of": None,
+            "shards": [], "emptied": [], "regions": [3 << 30, size]}  # fmt: skip
+    head = json.dumps(told).encode()
+    with open(".a.safetensors.inplace", "wb") as out:
+        out.write(b"ckptsurgeon in-place 1\n" + len(head).to_bytes(8, "little") + head)
+        out.truncate(31 + len(head) + (3 << 30) + size + 32)
+    with pytest.raises(sidefile.BadSide, match="its parts do not fill it, or are larger than what it is about"):
+        sidefile.load(".a.safetensors.inplace", size)
+    assert list(cs.open("a.safetensors")) == ["a"]
+    side = sidefile.Side("x.index.json", "r", 1, 1, b"", b"", shards=tuple(f"{n:060}" for n in range(20_000)))
+    with pytest.raises(cs.InputError, match=r"^x.index.json: has too many shards \(20000\) to be changed in place"):
+        sidefile.encoded(side)
