@@ -211,6 +211,17 @@ def test_reading_many_times_what_a_file_holds_is_refused(form: str, words: tuple
     assert ", over the limit of 1000; where the file is what you expect, `--reader-limit view-bytes=N`" in ran.err
 
 
+def test_a_file_of_views_that_overlap_is_not_proven_without_end(ckpt: Any) -> None:
+    """It takes as long as its source, which holds each of them by itself, only where it is as large."""
+    base = torch.arange(1000.0)
+    torch.save({str(n): base[n : n + 900].clone() for n in range(99)}, "a")
+    torch.save({f"x.{n}": base[n : n + 900] for n in range(99)}, "b")
+    words = ("verify", "b", "--against", "a", "--rule", "prefix x.")
+    assert ckpt(*words).code == 0
+    ran = ckpt(*words, *_TIGHT)
+    assert (ran.code, "to read its tensors one by one takes 356400 bytes, of 4000" in ran.err) == (2, True)
+
+
 def test_what_lies_far_apart_costs_what_must_be_read(ckpt: Any) -> None:
     """Two views of a column: what is read along counts, and where that is too much, each call to the system."""
     base = torch.arange(200_000, dtype=torch.uint8)
@@ -258,9 +269,12 @@ def test_views_that_overlap_are_no_output_of_any_size(ckpt: Any) -> None:
 
 
 def test_what_is_tied_is_read_once(ckpt: Any) -> None:
-    """Three hundred names of one tensor cost as much as one."""
-    _shared()
+    """Three hundred names of one tensor cost as much as one, which is computed with in float64."""
+    one = torch.ones(1000)
+    torch.save({str(number): one[:] for number in range(300)}, "a")
     assert ckpt("ls", "a", "--stats", *_TIGHT, "--reader-limit", "view-ratio=2").code == 0
+    ran = ckpt("ls", "a", "--stats", *_TIGHT, "--reader-limit", "view-ratio=1")
+    assert (ran.code, "one by one takes 8000 bytes, of 4000 that the file has" in ran.err) == (2, True)
 
 
 def test_a_view_in_a_compressed_record_is_inflated_once_and_within_a_limit(ckpt: Any) -> None:
