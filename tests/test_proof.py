@@ -224,9 +224,9 @@ def test_a_recorded_target_is_to_be_named_and_must_be_the_one(ckpt: Any) -> None
     assert (ran.code, "its target has the header" in ran.out) == (1, True)
 
 
-def recording(rules: list[str], *, name: str = "w", **more: Any) -> None:
+def recording(rules: list[str], *, name: str = "w", names: int = 0, **more: Any) -> None:
     """b.safetensors, which says that these rules made it of a.safetensors."""
-    save_file({name: torch.ones(2)}, "a.safetensors")
+    save_file({name: torch.ones(2), **{f"n{n}": torch.ones(1) for n in range(names)}}, "a.safetensors")
     cs.convert("a.safetensors", "b.safetensors", force=True)
     (text,) = [load_metadata("b.safetensors")[KEY]]
     record = {**json.loads(text), "rules": rules, **more}
@@ -300,6 +300,13 @@ def test_recorded_rules_that_grow_names_end_before_memory_does(ckpt: Any) -> Non
     recording([r"^(.*)$ => \1\1\1\1\1\1\1\1"] * 9, name="a" * 100)
     ran = ckpt("verify", "b.safetensors", "--against", "a.safetensors", "--recorded")
     assert (ran.code, "may make names without end" in ran.err) == (2, True), ran.err
+
+
+def test_the_names_that_a_recorded_rule_makes_count_together(ckpt: Any) -> None:
+    """Each is short enough by itself."""
+    recording([r"^n(\d+) => " + "x" * 1_000_000 + r"\1"], names=80)
+    ran = ckpt("verify", "b.safetensors", "--against", "a.safetensors", "--recorded")
+    assert (ran.code, "may make names without end" in ran.err) == (2, True), ran.err[:300]
 
 
 def test_deep_recorded_patterns_are_no_rules(ckpt: Any) -> None:
