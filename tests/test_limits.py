@@ -232,7 +232,7 @@ def test_what_lies_far_apart_costs_what_must_be_read(ckpt: Any) -> None:
         tight = ("--reader-limit", "view-bytes=1000", "--reader-limit", "view-ratio=1")
         assert ckpt("verify", name, "--digest", *tight).code == 0
         assert ckpt("verify", name, "--digest").code == 0
-        refs = [cs.open(name)[name]] * 1
+        refs = [cs.open(name)[name]]
         with limited(cs.Limits(view_bytes=read - 1, view_ratio=0)):
             with pytest.raises(cs.LimitError, match=f"one by one takes {read} bytes, of 200000"):
                 charges.reading(refs)
