@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from ckptsurgeon import charges
 from ckptsurgeon.errors import InputError, UsageError
 from ckptsurgeon.provenance import Derivation, Provenance
-from ckptsurgeon.sources import Apply, Extent, Fill, Source
+from ckptsurgeon.sources import Apply, Extent, Fill, Pieces, Source
 from ckptsurgeon.tensor import Role, TensorRef, TensorSpec, printable
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def _place(ref: TensorRef) -> int:
     source = ref.source
     if isinstance(source, Extent):
         return hash((source.file.path, source.offset))
-    return hash(source) if isinstance(source, Apply | Fill) else id(ref)
+    return hash(source) if isinstance(source, Apply | Fill | Pieces) else id(ref)
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,20 +7,21 @@ does not get (missing); what no policy settles is a problem.  All problems are c
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from math import prod
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from ckptsurgeon import versions, wrappers
+from ckptsurgeon.applying import Applying, options_of
 from ckptsurgeon.checkpoint import Checkpoint, Target, buffer_words
 from ckptsurgeon.dtypes import DType
 from ckptsurgeon.errors import MOST_SHOWN, Problem, UsageError
-from ckptsurgeon.ops import Match, OperationError, reshaped
-from ckptsurgeon.plans import STRICT, Edge, Edges, Mismatched, Missing, Plan, Policies, Step, Unexpected
+from ckptsurgeon.ops import reshaped
+from ckptsurgeon.plans import STRICT, Mismatched, Missing, Plan, Policies, Step, Unexpected
 from ckptsurgeon.provenance import Derivation
-from ckptsurgeon.rules import Recipe, Rule, parse, render
+from ckptsurgeon.rules import Recipe, parse, render
 from ckptsurgeon.sources import Apply, Kernel
 from ckptsurgeon.tensor import TensorRef, TensorSpec, only_ones_differ
 
@@ -48,17 +49,17 @@ class Overlap(Kernel):
 
 def apply_rules(source: Checkpoint, recipe: Recipe, target: Target | None, allow_unused: bool = False) -> Plan:
     """The rules alone: the target is only what `when=target` looks at."""
-    made = _replayable(lambda work: work.rules(recipe), source, target, allow_unused)
+    made = _replayable(lambda work: work.rules(recipe), source, target, allow_unused, 0)
     return _derived(made, recipe, {"allow_unused": True} if allow_unused else {})
 
 
 def _replayable(
-    work_on: Callable[[_Work], object], source: Checkpoint, target: Target | None, allow_unused: bool
+    work_on: Callable[[_Work], object], source: Checkpoint, target: Target | None, allow_unused: bool, seed: int
 ) -> Plan:
     """A plan whose steps know their edges by planning once more, which gives the same."""
 
     def made(again: Callable[[], tuple[Step, ...]] | None) -> Plan:
-        work = _Work(source, target, allow_unused, again)
+        work = _Work(source, target, allow_unused, seed, again)
         work_on(work)
         return work.finish()
 
@@ -87,7 +88,7 @@ def plan(
         raise UsageError(f"--dtype takes a floating dtype that torch computes, not {dtype}")
     if type(seed) is not int or not 0 <= seed < 1 << 64:
         raise UsageError(f"a seed is a whole number from 0 to 2**64 - 1, not {seed!r}")
-    made = _replayable(lambda work: work.all(recipe, policies, dtype, seed), source, target, allow_unused)
+    made = _replayable(lambda work: work.all(recipe, policies, dtype), source, target, allow_unused, seed)
     decided: dict[str, Any] = {
         "dtype": None if dtype is None else dtype.name,
         "unexpected": policies.unexpected,
@@ -97,7 +98,8 @@ def plan(
         "allow_unused": allow_unused,
     }
     options = {name: value for name, value in decided.items() if value}
-    options |= {"seed": seed} if made.initialised or made.overlapped else {}
+    draws = any("seed" in options_of(rule) and "seed" not in rule.args for rule in recipe.rules)
+    options |= {"seed": seed} if made.initialised or made.overlapped or draws else {}
     return _derived(made, recipe, options)
 
 
@@ -110,22 +112,18 @@ def _derived(made: Plan, recipe: Recipe, options: dict[str, Any]) -> Plan:
     return replace(made, result=made.result.replace(derived=derived))
 
 
-class _Work:
-    """The state of a plan that is being made."""
+class _Work(Applying):
+    """A plan that is being made: the rules, then what settles the differences to a target."""
 
     def __init__(
         self,
         source: Checkpoint,
         target: Target | None,
         allow_unused: bool,
+        seed: int,
         again: Callable[[], tuple[Step, ...]] | None,
     ) -> None:
-        self.source, self.target, self.allow_unused, self.again = source, target, allow_unused, again
-        self.refs: dict[str, TensorRef] = dict(source.tensors)
-        self.origin: dict[str, str] = {key: key for key in source}
-        self.steps: list[Step] = []
-        self.problems: list[Problem] = []
-        self.dropped: dict[str, str] = {}
+        super().__init__(source, target, allow_unused, seed, again)
         self.missing: dict[str, str] = {}
         self.mismatched: dict[str, str] = {}
         self.kept: list[str] = []
@@ -133,108 +131,26 @@ class _Work:
         self.overlapped: dict[str, int] = {}
         self.initialised: list[str] = []
 
-    def rules(self, recipe: Recipe) -> None:
+    def rules(self, recipe: Recipe) -> bool:
+        """Every rule in order; False where the recipe is for another checkpoint, and no more is done."""
         for rule in recipe.rules:
+            before = len(self.problems)
             self.apply(rule)
+            if rule.operation.guards and len(self.problems) > before:
+                return False
+        return True
 
-    def all(self, recipe: Recipe, policies: Policies, dtype: DType | None, seed: int) -> None:
+    def all(self, recipe: Recipe, policies: Policies, dtype: DType | None) -> None:
         """The rules, then what settles the differences to the target, then the dtype."""
-        self.rules(recipe)
+        if not self.rules(recipe):
+            return
         if self.target is not None:
             if policies.fit:
                 self.unwrap(self.target)
-            self.settle(self.target, policies, seed)
+            self.settle(self.target, policies, self.seed)
         if dtype is not None and self.refs:
             cast = parse(render("cast", {"pattern": ".|^$", "dtype": dtype.name}))
             self.apply(cast, by="policy", name=f"--dtype {dtype.name}")
-
-    # -- rules -------------------------------------------------------------------------------
-
-    def apply(self, rule: Rule, by: Literal["rule", "fit", "policy"] = "rule", name: str = "") -> None:
-        try:
-            matches = list(rule.operation.match(rule.args, list(self.refs), self.target))
-        except OperationError as error:
-            self.problems.append(_about(rule, str(error), "template" if "template" in rule.args else None))
-            return
-        used = [match for match in matches if match.refused is None]
-        if not used:
-            tolerated = self.allow_unused and rule.operation.name != "keep"  # else all would stay
-            if not tolerated and by == "rule":
-                self.problems.append(_unused(rule, matches, list(self.refs)))
-            return
-        made = self._made(rule, used)
-        changed = self._edges(
-            (m.inputs, m.outputs) for m, outs in made if m.inputs != m.outputs or self._changed(m, outs)
-        )
-        if all(match.inputs == match.outputs and not match.keep for match, _ in made):  # no name changes
-            self.refs.update(pair for match, outs in made for pair in zip(match.outputs, outs, strict=True))
-        else:
-            self._place(rule, made)
-        self.steps.append(Step(name or rule.text, changed, by, rule.note))
-
-    def _edges(self, edges: Iterable[Edge]) -> Edges:
-        number, again = len(self.steps), self.again
-        return Edges(edges, None if again is None else lambda: again()[number].edges)
-
-    def _changed(self, match: Match, outs: tuple[TensorRef, ...]) -> bool:
-        return any(self.refs.get(name) is not ref for name, ref in zip(match.outputs, outs, strict=True))
-
-    def _made(self, rule: Rule, matches: list[Match]) -> list[tuple[Match, tuple[TensorRef, ...]]]:
-        made: list[tuple[Match, tuple[TensorRef, ...]]] = []
-        for match in matches:
-            refs = tuple(self.refs[name] for name in match.inputs)
-            if not match.outputs:
-                made.append((match, ()))
-                continue
-            try:
-                specs = rule.operation.shape(rule.args, tuple(ref.spec for ref in refs))
-            except OperationError as error:
-                self.problems.append(
-                    replace(_about(rule, f"{match.inputs[0]!r}: {error}"), key=match.inputs[0], kind="shape")
-                )
-                continue
-            outs = rule.operation.build(rule.args, refs, specs, match.outputs)
-            fixed = None if outs is refs else next((ref for ref in refs if ref.quantizer or ref.absent), None)
-            if fixed is not None and any(out not in refs for out in outs):
-                what = fixed.absent or f"quantised ({fixed.dtype})"
-                text = f"{match.inputs[0]!r} is {what}; such a tensor can be renamed or dropped, but not changed"
-                self.problems.append(replace(_about(rule, text), key=match.inputs[0]))
-                continue
-            made.append((match, outs))
-        return made
-
-    def _place(self, rule: Rule, made: list[tuple[Match, tuple[TensorRef, ...]]]) -> None:
-        """Put the outputs where the inputs were; a doubled name is a problem that names both makers."""
-        at = {one[0].inputs[0]: one for one in made}
-        gone = {name for match, _ in made if not match.keep and len(match.inputs) > 1 for name in match.inputs}
-        placed: dict[str, TensorRef] = {}
-        origin: dict[str, str] = {}
-
-        def put(name: str, ref: TensorRef, source: str) -> None:
-            if name in placed:
-                first = origin[name]
-                text = f"two tensors would be named {name!r}: {first!r} and {source!r}"
-                self.problems.append(replace(_about(rule, text), key=name, kind="collision"))
-            elif not name:
-                text = f"{source!r} would have the empty name"
-                self.problems.append(replace(_about(rule, text), key=source, kind="collision"))
-            else:
-                placed[name], origin[name] = ref, self.origin.get(source, source)
-
-        for key, ref in self.refs.items():
-            found = at.get(key)
-            if (found is None or found[0].keep) and key not in gone:
-                if key not in placed and key:  # nearly all
-                    placed[key], origin[key] = ref, self.origin.get(key, key)
-                else:
-                    put(key, ref, key)
-            if found is not None:
-                match, refs = found
-                for name, new in zip(match.outputs, refs, strict=True):
-                    put(name, new, key)
-                if not match.outputs:
-                    self.dropped[self.origin.get(key, key)] = f"rule `{rule.text}`"
-        self.refs, self.origin = placed, origin
 
     # -- the target --------------------------------------------------------------------------
 
@@ -395,25 +311,6 @@ class _Work:
             tuple(self.problems),
             (*self.source.remarks, *self.warnings),
         )
-
-
-def _about(rule: Rule, text: str, argument: str | None = None) -> Problem:
-    span = rule.spans.get(argument) if argument else None
-    return Problem(text, rule.text, span, kind="rule")
-
-
-def _unused(rule: Rule, matches: list[Match], keys: list[str]) -> Problem:
-    argument = "pattern" if "pattern" in rule.spans else "prefix"
-    if matches:
-        text = f"matches {len(matches)} keys, but makes no name of the target: {matches[0].refused}"
-        return replace(_about(rule, text, "template"), kind="unused")
-    wanted = rule.args.get("prefix") or rule.args["pattern"].pattern.replace("\\", "").strip("^$")
-    from difflib import get_close_matches
-
-    near = get_close_matches(wanted, keys[:300], 3, 0.4) or keys[:3]
-    hint = f"; the nearest keys are {', '.join(map(repr, near))}" if near else "; the checkpoint has no keys"
-    text = f"{rule.operation.when_unused}{hint}"
-    return replace(_about(rule, text, argument), kind="unused")
 
 
 def _nearest(key: str, target: Target) -> list[str]:

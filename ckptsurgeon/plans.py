@@ -8,6 +8,7 @@ from typing import Any, Literal, get_args
 
 from ckptsurgeon.checkpoint import Checkpoint, Target
 from ckptsurgeon.errors import PlanError, Problem, UsageError
+from ckptsurgeon.rules import Rule
 
 Unexpected = Literal["error", "drop", "keep"]
 Mismatched = Literal["error", "drop", "reshape", "overlap"]
@@ -103,12 +104,26 @@ class Edges(Sequence[Edge]):
 
 @dataclass(frozen=True)
 class Step:
-    """What one rule or policy did: the names it took and the names it made from them."""
+    """What one rule or policy did: the names it took and the names it made from them.
+
+    `made_by` is the rule as it was read, None for a policy; `keeps` tells that what it took stays.
+    """
 
     rule: str
     edges: Edges
     by: Literal["rule", "fit", "policy"] = "rule"
     note: str = ""
+    made_by: Rule | None = field(default=None, compare=False)
+    keeps: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Lineage:
+    """How a tensor of the result came about: the keys of the source that it is made of, and the rules and policies
+    that changed them, in order."""
+
+    inputs: Names = ()
+    rules: Names = ()
 
 
 @dataclass(frozen=True)
@@ -147,6 +162,23 @@ class Plan:
             for key, entry in entries.items()
             if key in self.result.tensors and key not in fresh
         }
+
+    def lineage(self) -> dict[str, Lineage]:
+        """Key of the result → how it came about; what passed through is made of itself by no rule."""
+        made = {key: Lineage((key,)) for key in self.source}
+        for step in self.steps:
+            taken: list[str] = []
+            new: dict[str, Lineage] = {}
+            for inputs, outputs in step.edges:
+                known = [made[name] for name in inputs if name in made]
+                names = tuple(dict.fromkeys(name for one in known for name in one.inputs))
+                rules = tuple(dict.fromkeys(rule for one in known for rule in one.rules))
+                new.update(dict.fromkeys(outputs, Lineage(names, (*rules, step.rule))))
+                taken += () if step.keeps else inputs
+            for name in taken:
+                made.pop(name, None)
+            made.update(new)
+        return {key: made.get(key, Lineage()) for key in self.result}
 
     def check(self) -> Plan:
         """This plan; PlanError with every problem when there are any."""

@@ -7,7 +7,7 @@ NaN counts as a NaN, whatever its bits, for they depend on the processor.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -15,7 +15,7 @@ from ckptsurgeon import charges, formats, nonfinite
 from ckptsurgeon.checkpoint import Checkpoint, Target
 from ckptsurgeon.comparison import in_steps
 from ckptsurgeon.errors import InputError, UsageError, brief, shown
-from ckptsurgeon.ops import Args, Match
+from ckptsurgeon.ops import Args, Match, Names
 from ckptsurgeon.provenance import Provenance, header_digest
 from ckptsurgeon.rules import Recipe, Rule
 from ckptsurgeon.sources import Apply, Fill, Pieces, Source
@@ -130,7 +130,7 @@ def _is_computed(source: Source) -> bool:
         return any(_is_computed(part.source) for part in source.parts)
     if not isinstance(source, Apply):
         return isinstance(source, Fill)
-    moved = source.kernel.moves_only or source.kernel.views
+    moved = source.kernel.moves_only or source.kernel.moves
     return not moved or any(_is_computed(part.source) for part in source.inputs)
 
 
@@ -165,7 +165,7 @@ def _patient(rule: Rule, steps: _Steps) -> Rule:
     if None in forms:
         raise _impatient(rule, "take very long")
 
-    def match(args: Args, keys: Sequence[str], target: Target | None) -> Iterator[Match]:
+    def match(args: Args, keys: Names, target: Target | None) -> Iterator[Match]:
         steps.left -= sum(form.steps(keys) for form in forms if form is not None)
         if steps.left < 0:
             raise _impatient(rule, f"take very long on {len(keys)} names")

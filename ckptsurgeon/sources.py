@@ -150,13 +150,15 @@ class Kernel(Protocol):
     `elementwise` kernels make each output element from the input element at the same place, so that
     they can run block by block.  `moves_only` kernels change no byte at all: their output is their
     first input, under another identity.  `views` kernels give the elements of their input in another
-    order, which `on_extent` says in strides once the input lies in a file.
+    order, which `on_extent` says in strides once the input lies in a file.  The elements of kernels that
+    `moves` are elements of their inputs, bit for bit.
     """
 
     __slots__ = ()
     elementwise: ClassVar[bool] = False
     moves_only: ClassVar[bool] = False
     views: ClassVar[bool] = False
+    moves: ClassVar[bool] = False
 
     def run(self, inputs: Sequence[torch.Tensor]) -> torch.Tensor:
         """The output, of whole inputs; of an elementwise kernel, of a flat block of them."""

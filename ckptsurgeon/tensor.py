@@ -114,7 +114,7 @@ class TensorRef:
 
         Equal sources are not enough: of two views with the same strides one may be longer.
         """
-        if not isinstance(self.source, Extent | Apply | Fill) or not self.nbytes:
+        if not isinstance(self.source, Extent | Apply | Fill | Pieces) or not self.nbytes:
             return None
         strided = isinstance(self.source, Extent) and self.source.strides is not None
         view = tuple(size for size in self.shape if size != 1) if strided else self.numel
@@ -175,6 +175,9 @@ class TensorRef:
             return self._part(slice(begin, end))
         if isinstance(source, Fill):
             return TensorRef(spec, Apply(_Rows(begin, end), (self,)))
+        if isinstance(source, Pieces):
+            parts = self._rows_of(source, begin, end)
+            return None if parts is None else TensorRef(spec, Pieces(parts))
         if not isinstance(source, Apply):
             return None
         inputs = source.kernel.rows(source.inputs, begin, end)
@@ -182,6 +185,21 @@ class TensorRef:
             part = source.inputs[0].rows(begin, end)
             inputs = None if part is None else (part,)
         return None if inputs is None else TensorRef(spec, Apply(source.kernel, inputs))
+
+    def _rows_of(self, source: Pieces, begin: int, end: int) -> tuple[TensorRef, ...] | None:
+        """The parts that hold some rows, where each part is rows of the whole."""
+        parts, at = [], 0
+        for part in source.parts:
+            if len(part.shape) != len(self.shape) or part.shape[1:] != self.shape[1:]:
+                return None
+            first, last = max(begin - at, 0), min(end - at, part.shape[0])
+            at += part.shape[0]
+            if first < last:
+                rows = part if (first, last) == (0, part.shape[0]) else part.rows(first, last)
+                if rows is None:
+                    return None
+                parts.append(rows)
+        return tuple(parts)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> Any:
         """The values as a NumPy array, for `np.asarray`; TypeError for dtypes that NumPy lacks."""

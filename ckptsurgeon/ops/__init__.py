@@ -1,19 +1,40 @@
 """What can be done to tensors: a registry, and its entries by family."""
 
-from ckptsurgeon.ops import names, layout, values  # isort: skip  # the order of the documentation
-from ckptsurgeon.ops._registry import OPERATIONS, Args, Match, Operation, OperationError, Param, register
+from ckptsurgeon.ops import names, layout, parts, attention, values, making  # isort: skip  # the order of the documentation
+from ckptsurgeon.ops._expressions import Expression, expression
+from ckptsurgeon.ops._patterns import Numbered, template_parts
+from ckptsurgeon.ops._registry import (
+    OPERATIONS,
+    Args,
+    Match,
+    Names,
+    Operation,
+    OperationError,
+    Param,
+    register,
+)
 from ckptsurgeon.ops._views import reshaped
+from ckptsurgeon.ops.making import Initial
 
 __all__ = [
     "OPERATIONS",
     "Args",
+    "Expression",
+    "Initial",
     "Match",
+    "Names",
+    "Numbered",
     "Operation",
     "OperationError",
     "Param",
+    "attention",
+    "expression",
     "layout",
+    "making",
     "names",
+    "parts",
     "register",
     "reshaped",
+    "template_parts",
     "values",
 ]

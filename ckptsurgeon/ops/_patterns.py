@@ -3,34 +3,160 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
 
 from ckptsurgeon.checkpoint import Target
-from ckptsurgeon.ops._registry import Args, Match, Matcher, OperationError
+from ckptsurgeon.ops._expressions import Expression, expression, of_shape
+from ckptsurgeon.ops._registry import Args, Match, Matcher, Names, OperationError
+
+NUMBER = "{i}"
+_DIGITS, _AGAIN = r"(?P<i>\d+)", "(?P=i)"
+_BRACES = re.compile(r"\{\{|\}\}|\{([^{}]*)\}|[{}]")
+_NO_NAMES: Mapping[str, int] = {}
 
 
-def matching(args: Args, keys: Sequence[str], target: Target | None) -> Iterator[Match]:
-    """Every key that the pattern matches, under its own name."""
+@dataclass(frozen=True)
+class Numbered:
+    """A pattern in which `{i}` stands for a number."""
+
+    text: str
+
+    @cached_property
+    def regex(self) -> re.Pattern[str]:
+        first, *rest = self.text.split(NUMBER)
+        return re.compile(first + "".join((_AGAIN if n else _DIGITS) + part for n, part in enumerate(rest)))
+
+    @property
+    def pattern(self) -> str:
+        """The text, as a compiled pattern has it."""
+        return self.text
+
+    def of(self, number: str) -> re.Pattern[str]:
+        """The pattern for one number: its groups are those that its author counts."""
+        return _compiled(self.text.replace(NUMBER, number))
+
+
+@lru_cache(maxsize=4096)
+def _compiled(text: str) -> re.Pattern[str]:
+    return re.compile(text)
+
+
+def found(args: Args, names: Names) -> Iterator[tuple[str, re.Match[str]]]:
+    """Every key that `pattern` matches and of which `where` is so."""
     pattern: re.Pattern[str] = args["pattern"]
-    return (Match((key,), (key,)) for key in keys if pattern.search(key))
+    where: Expression | None = args.get("where")
+    for key in names:
+        hit = pattern.search(key)
+        if hit is None:
+            continue
+        if where is None:
+            yield key, hit
+            continue
+        ref = names[key]
+        try:
+            holds = where.value(hit, of_shape(ref.shape, ref.numel))
+        except OperationError as error:
+            raise OperationError(f"{key!r}: {error}", "where") from None
+        if holds:
+            yield key, hit
 
 
-def expanded(pattern: re.Pattern[str], template: str, key: str, count: int) -> str:
+def matching(args: Args, names: Names, target: Target | None) -> Iterator[Match]:
+    """Every key that the pattern matches, under its own name."""
+    return (Match((key,), (key,)) for key, _ in found(args, names))
+
+
+@lru_cache(maxsize=4096)
+def template_parts(template: str) -> tuple[str | Expression, ...]:
+    r"""A template as literal parts and the expressions between them; ValueError for braces that say nothing.
+
+    >>> [str(part) for part in template_parts("blocks.{d0+1}.x")]
+    ['blocks.', 'd0+1', '.x']
+    """
+    parts: list[str | Expression] = []
+    text, at = "", 0
+    for brace in _BRACES.finditer(template):
+        text += template[at : brace.start()]
+        at = brace.end()
+        if brace[0] in ("{{", "}}"):
+            text += brace[0][0]
+        elif brace[1] is None:
+            raise ValueError(f"a lone {brace[0]} in {template!r}; a literal one is written {2 * brace[0]}")
+        else:
+            parts += [text, expression(brace[1])]
+            text = ""
+    return (*parts, text + template[at:])
+
+
+def expanded(
+    pattern: re.Pattern[str], template: str, key: str, count: int, names: Mapping[str, int] = _NO_NAMES
+) -> str:
     """`re.sub` on one key; `count` 0 replaces every match. OperationError for an unknown group."""
     try:
-        return pattern.sub(template, key, count=count)
-    except (re.error, IndexError) as error:
-        raise OperationError(f"the template {template!r} does not fit the pattern: {error}") from None
+        if "{" not in template and "}" not in template:
+            return pattern.sub(template, key, count=count)
+        parts = template_parts(template)
+        return pattern.sub(lambda hit: "".join(_part(part, hit, names) for part in parts), key, count=count)
+    except (re.error, IndexError, ValueError) as error:
+        raise OperationError(f"the template {template!r} does not fit the pattern: {error}", "template") from None
+
+
+def _part(part: str | Expression, hit: re.Match[str], names: Mapping[str, int]) -> str:
+    if isinstance(part, str):
+        return hit.expand(part)
+    value = part.value(hit, names)
+    if value < 0:
+        raise OperationError(f"{part} makes {value} of {hit.string!r}", "template")
+    return str(value)
 
 
 def literal(change: Callable[[str, str], str | None]) -> Matcher:
     """A matcher for a literal prefix; `change` gives the new key, or None to leave it."""
 
-    def match(args: Args, keys: Sequence[str], target: Target | None) -> Iterator[Match]:
-        only: re.Pattern[str] | None = args.get("pattern")
+    def match(args: Args, names: Names, target: Target | None) -> Iterator[Match]:
+        keys = names if args.get("pattern") is None else (key for key, _ in found(args, names))
         for key in keys:
-            new = change(key, args["prefix"]) if only is None or only.search(key) else None
+            new = change(key, args["prefix"])
             if new is not None:
                 yield Match((key,), (new,))
 
     return match
+
+
+def scattered(args: Args, names: Names, target: Target | None) -> Iterator[Match]:
+    """One key into several: a name for each of `templates`."""
+    pattern: re.Pattern[str] = args["pattern"]
+    for key, _ in found(args, names):
+        yield Match((key,), tuple(expanded(pattern, template, key, 1) for template in args["templates"]))
+
+
+def gathered(args: Args, names: Names, target: Target | None) -> Iterator[Match]:
+    """Several keys into one: grouped by the name that each of `patterns` makes of its key."""
+    patterns: tuple[re.Pattern[str], ...] = args["patterns"]
+    groups: dict[str, list[list[str]]] = {}
+    for key in names:
+        for place, pattern in enumerate(patterns):
+            if pattern.search(key):
+                name = expanded(pattern, args["template"], key, 1)
+                groups.setdefault(name, [[] for _ in patterns])[place].append(key)
+    for name, members in groups.items():
+        there = tuple(key for keys in members for key in keys)
+        lacking = [pattern.pattern for pattern, keys in zip(patterns, members, strict=True) if not keys]
+        doubled = next((keys for keys in members if len(keys) > 1), None)
+        if lacking:
+            which = " and ".join(f"`{pattern}`" for pattern in lacking)
+            yield Match(there, (), problem=f"{_named(there)} would be part of {name!r}, to which {which} gives nothing")
+        elif doubled:
+            yield Match(there, (), problem=f"{_named(doubled)} would all be one part of {name!r}")
+        elif len(set(there)) < len(there):
+            twice = next(key for key in there if there.count(key) > 1)
+            yield Match(there, (), problem=f"{twice!r} would be two parts of {name!r}")
+        else:
+            yield Match(there, (name,))
+
+
+def _named(keys: list[str] | tuple[str, ...]) -> str:
+    shown = " and ".join(repr(key) for key in keys[:3])
+    return f"{shown} and {len(keys) - 3} more" if len(keys) > 3 else shown

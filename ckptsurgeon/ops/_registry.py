@@ -6,28 +6,38 @@ to import.  The grammar, the help, `docs/rules.md` and the law tests are made fr
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any, Literal
 
 from ckptsurgeon.checkpoint import Target
 from ckptsurgeon.tensor import TensorRef, TensorSpec
 
-Kind = Literal["pattern", "template", "prefix", "dims", "pair", "shape", "dtype", "choice"]
-Exactness = Literal["exact", "lossy", "names"]
+Kind = Literal[
+    "pattern", "numbered", "template", "prefix", "key", "dims", "pair", "shape", "sizes", "spec", "pads", "indices",
+    "dtype", "choice", "int", "number", "numbers", "einops", "init", "expression",
+]  # fmt: skip
+Exactness = Literal["exact", "rounded", "lossy", "initialisation", "names"]
 Args = Mapping[str, Any]
+Names = Mapping[str, TensorRef]
+"""The tensors as they are called when a rule begins."""
 
 
 class OperationError(Exception):
-    """A short cause why an operation cannot be done on what it was given."""
+    """A short cause why an operation cannot be done on what it was given; `argument` is the one at fault."""
+
+    def __init__(self, text: str, argument: str | None = None) -> None:
+        self.argument = argument
+        super().__init__(text)
 
 
 @dataclass(frozen=True)
 class Param:
     """One word of an operation's grammar: its name, what it is, and whether it may be left out.
 
-    `arrow` parameters stand behind `=>`. `choices` are the values of a `choice`.
+    `arrow` parameters stand behind `=>`; of `many` there are one or more words, and their argument is a tuple.
+    `choices` are the values of a `choice`, `help` says more of an option than its name does.
     """
 
     name: str
@@ -35,9 +45,13 @@ class Param:
     required: bool = True
     arrow: bool = False
     choices: tuple[str, ...] = ()
+    many: bool = False
+    help: str = ""
 
     def __str__(self) -> str:
         word = self.name.upper()
+        if self.many:
+            word = f"{word.removesuffix('S')}1 {word.removesuffix('S')}2 …"
         return word if self.required else f"[{word}]"
 
 
@@ -45,19 +59,22 @@ class Param:
 class Match:
     """The names that one application of an operation takes and makes.
 
-    `keep` leaves the inputs where they are; `refused` is why a match was not applied.
+    `keep` leaves the inputs where they are; `refused` is why a match was not applied, `problem` why it cannot be.
     """
 
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     keep: bool = False
     refused: str | None = None
+    problem: str | None = None
 
 
-Matcher = Callable[[Args, Sequence[str], Target | None], Iterable[Match]]
+Matcher = Callable[[Args, Names, Target | None], Iterable[Match]]
 ShapeRule = Callable[[Args, tuple[TensorSpec, ...]], tuple[TensorSpec, ...]]
 Build = Callable[[Args, tuple[TensorRef, ...], tuple[TensorSpec, ...], tuple[str, ...]], tuple[TensorRef, ...]]
 Inverse = Callable[[Args, tuple[TensorSpec, ...]], "tuple[str, dict[str, Any]] | None"]
+
+WHERE = Param("where", "expression", required=False, help="only keys of which this is so")
 
 
 @dataclass(frozen=True)
@@ -66,8 +83,12 @@ class Operation:
 
     `match` decides on names, `shape` on specs (both pure); `build` makes the output refs, by
     arithmetic on sources where it can and with a kernel where values change.  `inverse` gives the
-    operation that takes it back, from the arguments and the input specs, or None.  `exactness`
-    is `names` when values and shapes stay, `exact` when nothing is lost, else `lossy`.
+    operation that takes it back, from the arguments and the input specs, or None; patterns and templates
+    of it are the names that were made and taken.  `exactness` is `names` when values and shapes stay,
+    `exact` when nothing is lost, `rounded` when the inverse gives the values back but for rounding,
+    `initialisation` when values are made anew, else `lossy`.  With `axes` any `name=number` is an option.
+    `family` is the heading that it stands under in the documentation.  One that `guards` changes nothing: where it
+    does not hold, nothing more is done; one that is `needed` must match something whatever is tolerated.
     """
 
     name: str
@@ -80,13 +101,19 @@ class Operation:
     build: Build
     inverse: Inverse
     options: tuple[Param, ...] = ()
+    axes: bool = False
+    family: str = "names"
+    guards: bool = False
+    needed: bool = False
     when_unused: str = field(default="the pattern matches no key", compare=False)
 
     def usage(self) -> str:
         """The grammar in one line, as the help shows it."""
         words = [str(param) for param in self.params if not param.arrow]
         arrows = [str(param) for param in self.params if param.arrow]
-        options = [f"[{option.name}={'|'.join(option.choices) or option.kind.upper()}]" for option in self.options]
+        shown = [option for option in self.options if option is not WHERE]
+        options = [f"[{option.name}={'|'.join(option.choices) or option.kind.upper()}]" for option in shown]
+        options += ["[axis=INT …]"] if self.axes else []
         name = [] if self.name == "rename" else [self.name]
         return " ".join([*name, *words, *(["=>", *arrows] if arrows else []), *options])
 
@@ -97,7 +124,10 @@ OPERATIONS: Mapping[str, Operation] = MappingProxyType(_TABLE)
 
 
 def register(operation: Operation) -> Operation:
-    """Add an operation; ValueError when the entry is incomplete or its name is taken."""
+    """Add an operation; ValueError when the entry is incomplete or its name is taken.
+
+    Every operation on the keys of one pattern has the option `where`.
+    """
     if operation.name in _TABLE:
         raise ValueError(f"the operation {operation.name!r} is registered twice")
     if not operation.help.endswith(".") or not operation.example.strip() or not operation.params:
@@ -105,5 +135,11 @@ def register(operation: Operation) -> Operation:
     needed = [param.required for param in operation.params]
     if needed != sorted(needed, reverse=True):
         raise ValueError(f"the operation {operation.name!r} has an optional word before a required one")
+    for arrow in (False, True):
+        many = [param.many for param in operation.params if param.arrow is arrow]
+        if any(many[:-1]):
+            raise ValueError(f"the operation {operation.name!r} has words behind those of which there may be many")
+    if any(param.name == "pattern" and param.kind == "pattern" for param in operation.params):
+        operation = replace(operation, options=(*operation.options, WHERE))
     _TABLE[operation.name] = operation
     return operation

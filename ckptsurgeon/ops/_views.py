@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from itertools import count
 from typing import TYPE_CHECKING, ClassVar
 
-from ckptsurgeon.sources import Apply, Extent, Fill, Kernel, contiguous_strides, is_contiguous
+from ckptsurgeon.sources import Apply, Extent, Fill, Inline, Kernel, Pieces, contiguous_strides, is_contiguous, span
 from ckptsurgeon.tensor import TensorRef, TensorSpec
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ class Permute(Kernel):
 
     dims: tuple[int, ...]
     views: ClassVar[bool] = True
+    moves: ClassVar[bool] = True
 
     def run(self, inputs: Sequence[torch.Tensor]) -> torch.Tensor:
         return inputs[0].permute(self.dims).contiguous()
@@ -108,3 +109,138 @@ class Duplicate(Kernel):
 
     def run(self, inputs: Sequence[torch.Tensor]) -> torch.Tensor:
         return inputs[0]
+
+
+Range = tuple[int, int, int]
+"""The first index of a dimension, how many there are, and the step from one to the next (at least 1)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Slice(Kernel):
+    """A part of each dimension of a tensor that is computed."""
+
+    ranges: tuple[Range, ...]
+    moves: ClassVar[bool] = True
+
+    def run(self, inputs: Sequence[torch.Tensor]) -> torch.Tensor:
+        return inputs[0][tuple(slice(at, at + size * step, step) for at, size, step in self.ranges)].contiguous()
+
+    def rows(self, inputs: tuple[TensorRef, ...], begin: int, end: int) -> tuple[TensorRef, ...] | None:
+        first, _, step = self.ranges[0]
+        if step != 1 or first:  # `run` takes the same ranges of what it gets
+            return None
+        part = inputs[0].rows(begin, end)
+        return None if part is None else (part,)
+
+
+@dataclass(frozen=True, slots=True)
+class Concat(Kernel):
+    """`torch.cat` along another dimension than the first."""
+
+    dim: int
+    moves: ClassVar[bool] = True
+
+    def run(self, inputs: Sequence[torch.Tensor]) -> torch.Tensor:
+        import torch
+
+        return torch.cat(list(inputs), self.dim)
+
+    def rows(self, inputs: tuple[TensorRef, ...], begin: int, end: int) -> tuple[TensorRef, ...] | None:
+        parts = [ref.rows(begin, end) for ref in inputs]
+        made = tuple(part for part in parts if part is not None)
+        return made if len(made) == len(parts) else None
+
+
+def sliced(ref: TensorRef, ranges: tuple[Range, ...]) -> TensorRef:
+    """A part of a tensor: one range for each dimension."""
+    spec = TensorSpec(ref.dtype, tuple(size for _, size, _ in ranges))
+    if spec.shape == ref.shape:
+        return ref
+    if 0 in spec.shape:
+        return TensorRef(spec, Inline(b""))
+    source = ref.source
+    if isinstance(source, Extent):
+        return _sliced_extent(ref, source, spec, ranges)
+    if isinstance(source, Apply) and source.kernel.elementwise and source.inputs[0].shape == ref.shape:
+        return TensorRef(spec, Apply(source.kernel, (sliced(source.inputs[0], ranges),)))
+    first, count, step = ranges[0]
+    if step == 1 and spec.shape[1:] == ref.shape[1:] and (rows := ref.rows(first, first + count)) is not None:
+        return rows
+    if isinstance(source, Pieces) and _is_stacked(ref, source) and spec.shape[0] == ref.shape[0]:
+        parts = tuple(sliced(part, ((0, part.shape[0], 1), *ranges[1:])) for part in source.parts)
+        return TensorRef(spec, Pieces(parts))
+    return TensorRef(spec, Apply(Slice(ranges), (ref,)))
+
+
+def _is_stacked(ref: TensorRef, source: Pieces) -> bool:
+    """Whether the parts are rows of the whole."""
+    return all(len(part.shape) == len(ref.shape) and part.shape[1:] == ref.shape[1:] for part in source.parts)
+
+
+def _sliced_extent(ref: TensorRef, extent: Extent, spec: TensorSpec, ranges: tuple[Range, ...]) -> TensorRef:
+    item = ref.dtype.itemsize
+    strides = strides_of(ref)
+    assert strides is not None
+    first = sum(at * stride for (at, _, _), stride in zip(ranges, strides, strict=True))
+    steps = tuple(step * stride for (_, _, step), stride in zip(ranges, strides, strict=True))
+    part = replace(extent, offset=extent.offset + first * item, nbytes=span(spec.shape, steps) * item)
+    plain = is_contiguous(spec.shape, steps)
+    return TensorRef(spec, replace(part, strides=None if plain else steps), ref.stored)
+
+
+def joined(refs: Sequence[TensorRef], dim: int, spec: TensorSpec) -> TensorRef:
+    """Tensors end to end along a dimension; of its leading ones only sizes of 1 may lie before it."""
+    if len(refs) == 1:
+        return refs[0]
+    if all(size == 1 for size in spec.shape[:dim]):
+        parts: list[TensorRef] = []
+        for ref in refs:
+            parts += ref.source.parts if isinstance(ref.source, Pieces) else (ref,)
+        return TensorRef(spec, Pieces(tuple(parts)))
+    return TensorRef(spec, Apply(Concat(dim), tuple(refs)))
+
+
+_MOST_RUNS = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Take(Kernel):
+    """`torch.index_select`: indices of one dimension, in any order."""
+
+    dim: int
+    indices: tuple[int, ...]
+    moves: ClassVar[bool] = True
+
+    def run(self, inputs: Sequence[torch.Tensor]) -> torch.Tensor:
+        import torch
+
+        return inputs[0].index_select(self.dim, torch.tensor(self.indices, dtype=torch.int64))
+
+    def rows(self, inputs: tuple[TensorRef, ...], begin: int, end: int) -> tuple[TensorRef, ...] | None:
+        part = inputs[0].rows(begin, end) if self.dim else None
+        return None if part is None else (part,)
+
+
+def taken(ref: TensorRef, dim: int, indices: Sequence[int]) -> TensorRef:
+    """The entries of a dimension at `indices`; runs of neighbours along the first are arithmetic on extents."""
+    shape = (*ref.shape[:dim], len(indices), *ref.shape[dim + 1 :])
+    runs = _runs(indices)
+    whole = tuple((0, size, 1) for size in ref.shape)
+    if len(runs) == 1:
+        return sliced(ref, (*whole[:dim], (*runs[0], 1), *whole[dim + 1 :]))
+    spec = TensorSpec(ref.dtype, shape)
+    if dim or len(runs) > _MOST_RUNS or not isinstance(ref.source, Extent | Pieces):
+        return TensorRef(spec, Apply(Take(dim, tuple(indices)), (ref,)))
+    parts = [sliced(ref, ((at, count, 1), *whole[1:])) for at, count in runs]
+    return joined(parts, 0, spec)
+
+
+def _runs(indices: Sequence[int]) -> list[tuple[int, int]]:
+    """Stretches of neighbours: the first index and how many there are."""
+    runs: list[tuple[int, int]] = []
+    for index in indices:
+        if runs and index == runs[-1][0] + runs[-1][1]:
+            runs[-1] = (runs[-1][0], runs[-1][1] + 1)
+        else:
+            runs.append((index, 1))
+    return runs or [(0, 0)]

@@ -8,25 +8,14 @@ from __future__ import annotations
 from math import prod
 from typing import Any
 
+from ckptsurgeon.ops import _rearrange
 from ckptsurgeon.ops._patterns import matching
 from ckptsurgeon.ops._registry import Args, Operation, OperationError, Param, register
+from ckptsurgeon.ops._shapes import dim_of, dims_of
 from ckptsurgeon.ops._views import permuted, reshaped
 from ckptsurgeon.tensor import TensorRef, TensorSpec
 
 _PATTERN = Param("pattern", "pattern")
-
-
-def _dim(dim: int, rank: int, shape: tuple[int, ...]) -> int:
-    if not -rank <= dim < rank:
-        raise OperationError(f"dimension {dim} is not one of the {rank} of {list(shape)}")
-    return dim % rank if rank else 0
-
-
-def _dims(dims: tuple[int, ...], rank: int, shape: tuple[int, ...]) -> tuple[int, ...]:
-    made = tuple(_dim(dim, rank, shape) for dim in dims)
-    if len(set(made)) != len(made):
-        raise OperationError(f"the dimensions {list(dims)} name one of {list(shape)} twice")
-    return made
 
 
 def _squeezed(args: Args, specs: tuple[TensorSpec, ...]) -> tuple[TensorSpec, ...]:
@@ -37,7 +26,7 @@ def _squeezed(args: Args, specs: tuple[TensorSpec, ...]) -> tuple[TensorSpec, ..
         if not dims:
             raise OperationError(f"no dimension of {list(shape)} has size 1")
     else:
-        dims = _dims(wanted, len(shape), shape)
+        dims = dims_of(wanted, len(shape), shape)
         thick = [dim for dim in dims if shape[dim] != 1]
         if thick:
             raise OperationError(f"dimension {thick[0]} of {list(shape)} has size {shape[thick[0]]}, not 1")
@@ -48,7 +37,7 @@ def _unsqueezed(args: Args, specs: tuple[TensorSpec, ...]) -> tuple[TensorSpec, 
     (spec,) = specs
     rank = len(spec.shape) + len(args["dims"])
     try:
-        dims = _dims(args["dims"], rank, (*spec.shape, *[1] * len(args["dims"])))
+        dims = dims_of(args["dims"], rank, (*spec.shape, *[1] * len(args["dims"])))
     except OperationError:
         raise OperationError(
             f"dimensions {list(args['dims'])} cannot be added to {list(spec.shape)}: the result has {rank}"
@@ -72,7 +61,7 @@ def _reshape(args: Args, specs: tuple[TensorSpec, ...]) -> tuple[TensorSpec, ...
 
 def _order(args: Args, spec: TensorSpec) -> tuple[int, ...]:
     rank = len(spec.shape)
-    dims = _dims(args["dims"], rank, spec.shape)
+    dims = dims_of(args["dims"], rank, spec.shape)
     if len(dims) != rank:
         raise OperationError(
             f"{list(spec.shape)} has {rank} dimensions, the order {list(args['dims'])} has {len(dims)}"
@@ -87,7 +76,7 @@ def _swap(args: Args, spec: TensorSpec) -> tuple[int, ...]:
         if rank != 2:
             raise OperationError(f"{list(spec.shape)} has {rank} dimensions; transpose alone wants 2, so name the two")
         pair = (0, 1)
-    first, second = (_dim(dim, rank, spec.shape) for dim in pair)
+    first, second = (dim_of(dim, rank, spec.shape) for dim in pair)
     dims = list(range(rank))
     dims[first], dims[second] = dims[second], dims[first]
     return tuple(dims)
@@ -127,6 +116,27 @@ def _unpermute(args: Args, specs: tuple[TensorSpec, ...]) -> tuple[str, dict[str
     return "permute", {"dims": tuple(sorted(range(len(dims)), key=dims.__getitem__))}
 
 
+def _rearranged(args: Args, specs: tuple[TensorSpec, ...]) -> tuple[TensorSpec, ...]:
+    shape = specs[0].shape
+    for kind, made in _rearrange.steps(args["rearrangement"], args["axes"], shape):
+        shape = made if kind == "reshape" else tuple(shape[dim] for dim in made)
+    return (TensorSpec(specs[0].dtype, shape),)
+
+
+def _rearrange_ref(
+    args: Args, refs: tuple[TensorRef, ...], specs: tuple[TensorSpec, ...], names: tuple[str, ...]
+) -> tuple[TensorRef, ...]:
+    (ref,) = refs
+    for kind, made in _rearrange.steps(args["rearrangement"], args["axes"], ref.shape):
+        ref = reshaped(ref, made) if kind == "reshape" else permuted(ref, made)
+    return (ref,)
+
+
+def _rearrange_back(args: Args, specs: tuple[TensorSpec, ...]) -> tuple[str, dict[str, Any]]:
+    pattern, axes = _rearrange.inverse(args["rearrangement"], args["axes"], specs[0].shape)
+    return "rearrange", {"rearrangement": pattern, "axes": axes}
+
+
 register(
     Operation(
         "squeeze",
@@ -138,6 +148,7 @@ register(
         _squeezed,
         _reshape_ref,
         _unsqueeze_again,
+        family="shape",
     )
 )
 register(
@@ -151,6 +162,7 @@ register(
         _unsqueezed,
         _reshape_ref,
         _squeeze_again,
+        family="shape",
     )
 )
 register(
@@ -164,6 +176,7 @@ register(
         _reshape,
         _reshape_ref,
         _unreshape,
+        family="shape",
     )
 )
 register(
@@ -177,6 +190,7 @@ register(
         lambda args, specs: _permuted(specs[0], _order(args, specs[0])),
         lambda args, refs, specs, names: (permuted(refs[0], _order(args, refs[0].spec)),),
         _unpermute,
+        family="shape",
     )
 )
 register(
@@ -190,5 +204,21 @@ register(
         lambda args, specs: _permuted(specs[0], _swap(args, specs[0])),
         lambda args, refs, specs, names: (permuted(refs[0], _swap(args, refs[0].spec)),),
         lambda args, specs: ("transpose", {"dims": args.get("dims") or (0, 1)}),
+        family="shape",
+    )
+)
+register(
+    Operation(
+        "rearrange",
+        (_PATTERN, Param("rearrangement", "einops")),
+        "Any rearrangement that einops can say; sizes that it cannot know are given as options.",
+        r"rearrange \.qkv\.weight$ '(h three d) c -> (three h d) c' h=12 three=3",
+        "exact",
+        matching,
+        _rearranged,
+        _rearrange_ref,
+        _rearrange_back,
+        axes=True,
+        family="shape",
     )
 )

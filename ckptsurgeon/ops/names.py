@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 from ckptsurgeon.checkpoint import Target
-from ckptsurgeon.ops._patterns import expanded, literal
-from ckptsurgeon.ops._registry import Args, Match, Operation, OperationError, Param, register
+from ckptsurgeon.ops._patterns import expanded, found, literal
+from ckptsurgeon.ops._registry import Args, Match, Names, Operation, OperationError, Param, register
 from ckptsurgeon.ops._views import duplicated
 from ckptsurgeon.tensor import TensorRef, TensorSpec
 
@@ -31,11 +31,9 @@ def _no_inverse(args: Args, specs: tuple[TensorSpec, ...]) -> None:
     return None
 
 
-def _rename(args: Args, keys: Sequence[str], target: Target | None) -> Iterator[Match]:
+def _rename(args: Args, names: Names, target: Target | None) -> Iterator[Match]:
     pattern: re.Pattern[str] = args["pattern"]
-    for key in keys:
-        if not pattern.search(key):
-            continue
+    for key, _ in found(args, names):
         new = expanded(pattern, args["template"], key, 0)
         if args.get("when") == "target":
             if target is None:
@@ -46,30 +44,47 @@ def _rename(args: Args, keys: Sequence[str], target: Target | None) -> Iterator[
         yield Match((key,), (new,))
 
 
-def _drop(args: Args, keys: Sequence[str], target: Target | None) -> Iterator[Match]:
-    pattern: re.Pattern[str] = args["pattern"]
-    return (Match((key,), ()) for key in keys if pattern.search(key))
+def _drop(args: Args, names: Names, target: Target | None) -> Iterator[Match]:
+    return (Match((key,), ()) for key, _ in found(args, names))
 
 
-def _keep(args: Args, keys: Sequence[str], target: Target | None) -> Iterator[Match]:
-    pattern: re.Pattern[str] = args["pattern"]
-    kept = {key for key in keys if pattern.search(key)}
+def _keep(args: Args, names: Names, target: Target | None) -> Iterator[Match]:
+    kept = {key for key, _ in found(args, names)}
     if not kept:
         return iter(())
-    return (Match((key,), (key,) if key in kept else ()) for key in keys)
+    return (Match((key,), (key,) if key in kept else ()) for key in names)
 
 
-def _copies(args: Args, keys: Sequence[str], target: Target | None) -> Iterator[Match]:
+def _copies(args: Args, names: Names, target: Target | None) -> Iterator[Match]:
     pattern: re.Pattern[str] = args["pattern"]
-    for key in keys:
-        if pattern.search(key):
-            yield Match((key,), (expanded(pattern, args["template"], key, 1),), keep=True)
+    for key, _ in found(args, names):
+        yield Match((key,), (expanded(pattern, args["template"], key, 1),), keep=True)
 
 
 def _duplicate(
     args: Args, refs: tuple[TensorRef, ...], specs: tuple[TensorSpec, ...], names: tuple[str, ...]
 ) -> tuple[TensorRef, ...]:
     return tuple(duplicated(ref, name) for ref, name in zip(refs, names, strict=True))
+
+
+def _drop_again(args: Args, specs: tuple[TensorSpec, ...]) -> tuple[str, dict[str, Any]]:
+    return "drop", {}
+
+
+def _expected(args: Args, names: Names, target: Target | None) -> Iterator[Match]:
+    shape: tuple[int, ...] | None = args.get("shape")
+    for key, _ in found(args, names):
+        have = names[key].shape
+        fits = shape is None or (
+            len(shape) == len(have) and all(want in (-1, size) for want, size in zip(shape, have, strict=True))
+        )
+        words = None if fits or shape is None else f"{key!r} is {list(have)}, and {fitting(shape)} is expected"
+        yield Match((key,), (key,), problem=words)
+
+
+def fitting(shape: tuple[int, ...]) -> str:
+    """A shape in which -1 stands for any size, in words."""
+    return f"[{', '.join('any' if size == -1 else str(size) for size in shape)}]"
 
 
 def _unstrip(args: Args, specs: tuple[TensorSpec, ...]) -> tuple[str, dict[str, Any]]:
@@ -145,6 +160,7 @@ register(
         _same,
         _as_is,
         _no_inverse,
+        needed=True,  # else all would stay
     )
 )
 register(
@@ -157,6 +173,35 @@ register(
         _copies,
         _same,
         _duplicate,
+        _drop_again,
+    )
+)
+register(
+    Operation(
+        "tie",
+        (_PATTERN, _TEMPLATE),
+        "Give the tensor a second name that shares its storage.",
+        r"tie ^embed\.weight$ => head.weight",
+        "names",
+        _copies,
+        _same,
+        _as_is,
+        _drop_again,
+    )
+)
+register(
+    Operation(
+        "expect",
+        (_PATTERN, Param("shape", "dims", required=False)),
+        "Go on only where a key matches, and every one that does has this shape (-1: any size).",
+        r"expect ^conv1\.weight$ -1,3,7,7",
+        "names",
+        _expected,
+        _same,
+        _as_is,
         _no_inverse,
+        guards=True,
+        needed=True,
+        when_unused="the checkpoint has no such key",
     )
 )

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from ckptsurgeon.checkpoint import Target
 from ckptsurgeon.dtypes import DType
 from ckptsurgeon.ops import _casts
 from ckptsurgeon.ops._patterns import matching
-from ckptsurgeon.ops._registry import Args, Match, Operation, OperationError, Param, register
+from ckptsurgeon.ops._registry import Args, Build, Match, Names, Operation, OperationError, Param, register
 from ckptsurgeon.sources import Apply, Kernel
 from ckptsurgeon.tensor import TensorRef, TensorSpec
 
@@ -34,11 +34,11 @@ class Cast(Kernel):
         return _casts.cast(data, dtype, self.dtype)
 
 
-def _castable(args: Args, keys: Sequence[str], target: Target | None) -> Iterable[Match]:
+def _castable(args: Args, names: Names, target: Target | None) -> Iterable[Match]:
     dtype: DType = args["dtype"]
     if dtype.kind != "float" or dtype.bits < 8:
         raise OperationError(f"cast makes floating dtypes that torch computes; {dtype} is none")
-    return matching(args, keys, target)
+    return matching(args, names, target)
 
 
 def _cast_spec(args: Args, specs: tuple[TensorSpec, ...]) -> tuple[TensorSpec, ...]:
@@ -59,10 +59,59 @@ def _undo(args: Args, specs: tuple[TensorSpec, ...]) -> None:
     return None
 
 
+@dataclass(frozen=True, slots=True)
+class Arithmetic(Kernel):
+    """`torch.add`, `torch.mul` or `torch.clamp` with numbers, block by block; 8-bit floats by way of float32."""
+
+    name: str
+    numbers: tuple[int | float | None, ...]
+    elementwise: ClassVar[bool] = True
+
+    def run(self, inputs: Sequence[torch.Tensor]) -> torch.Tensor:
+        import torch
+
+        (tensor,) = inputs
+        wide = tensor.float() if tensor.is_floating_point() and tensor.itemsize == 1 else tensor
+        function = {"add": torch.add, "mul": torch.mul, "clamp": torch.clamp}[self.name]
+        made: torch.Tensor = function(wide, *self.numbers)  # type: ignore[operator]
+        return made.to(tensor.dtype)
+
+
+def _numeric(args: Args, specs: tuple[TensorSpec, ...]) -> tuple[TensorSpec, ...]:
+    (spec,) = specs
+    numbers = [args[name] for name in ("number", "min", "max") if args.get(name) is not None]
+    if not numbers:
+        raise OperationError("min=X, max=X or both must say the bounds")
+    if spec.dtype.kind not in ("float", "int", "uint") or spec.dtype.bits < 8:
+        raise OperationError(f"torch does no such arithmetic on {spec.dtype}")
+    fraction = next((number for number in numbers if isinstance(number, float)), None)
+    if spec.dtype.kind != "float" and fraction is not None:
+        raise OperationError(f"{fraction} is no whole number, and {spec.dtype} holds no others")
+    return specs
+
+
+def _arithmetic(name: str, *numbers: str) -> Build:
+    def build(
+        args: Args, refs: tuple[TensorRef, ...], specs: tuple[TensorSpec, ...], names: tuple[str, ...]
+    ) -> tuple[TensorRef, ...]:
+        kernel = Arithmetic(name, tuple(args.get(number) for number in numbers))
+        return (TensorRef(specs[0], Apply(kernel, refs), refs[0].stored),)
+
+    return build
+
+
+def _unscale(args: Args, specs: tuple[TensorSpec, ...]) -> tuple[str, dict[str, Any]] | None:
+    if not args["number"] or specs[0].dtype.kind != "float":
+        return None
+    return "scale", {"number": 1 / args["number"]}
+
+
+_PATTERN, _NUMBER = Param("pattern", "pattern"), Param("number", "number")
+
 register(
     Operation(
         "cast",
-        (Param("pattern", "pattern"), Param("dtype", "dtype")),
+        (_PATTERN, Param("dtype", "dtype")),
         "Change the dtype of floating tensors; integers, bool and complex stay as they are.",
         "cast . bf16",
         "lossy",
@@ -70,5 +119,52 @@ register(
         _cast_spec,
         _cast_ref,
         _undo,
+        family="values",
+    )
+)
+register(
+    Operation(
+        "add",
+        (_PATTERN, _NUMBER),
+        "Add a number to every element.",
+        r"add norm\.weight$ 1",
+        "rounded",
+        matching,
+        _numeric,
+        _arithmetic("add", "number"),
+        lambda args, specs: ("add", {"number": -args["number"]}),
+        family="values",
+    )
+)
+register(
+    Operation(
+        "scale",
+        (_PATTERN, _NUMBER),
+        "Multiply every element by a number.",
+        r"scale \.alpha$ 0.5",
+        "rounded",
+        matching,
+        _numeric,
+        _arithmetic("mul", "number"),
+        _unscale,
+        family="values",
+    )
+)
+register(
+    Operation(
+        "clamp",
+        (_PATTERN,),
+        "Bound every element, as torch.clamp does.",
+        r"clamp \.weight$ min=0 where=rank==4,d2==1,d3==1",
+        "lossy",
+        matching,
+        _numeric,
+        _arithmetic("clamp", "min", "max"),
+        _undo,
+        options=(
+            Param("min", "number", required=False, help="the least value"),
+            Param("max", "number", required=False, help="the greatest value"),
+        ),
+        family="values",
     )
 )

@@ -7,36 +7,40 @@ r"""The rule language: one operation a line.
 
 A line whose first, bare word is the name of an operation is that operation; any other line is a
 rename.  Nothing after `=>` is the empty template.  PATTERN is a Python regular expression, tried
-with `re.search` on the whole key; TEMPLATE is a replacement of `re.sub` (`\1`, `\g<name>`).
-DIMS and SHAPE are one comma-separated word (`3,2,0,1`).
+with `re.search` on the whole key; TEMPLATE is a replacement of `re.sub` (`\1`, `\g<name>`), in which
+braces hold arithmetic on groups (`{\1+1}`).  DIMS, SHAPE, SIZES and SPEC are one comma-separated word
+(`3,2,0,1`).  Of a parameter that may be many, every word up to the options is one.
 """
 
 from __future__ import annotations
 
 import re
-import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from types import MappingProxyType
 from typing import Any
 
-from ckptsurgeon.dtypes import parse_dtype
 from ckptsurgeon.errors import Problem, RuleError
-from ckptsurgeon.ops import OPERATIONS, Operation, Param
-from ckptsurgeon.rules.tokens import Word, quoted, words
+from ckptsurgeon.ops import OPERATIONS, Numbered, Operation, Param, template_parts
+from ckptsurgeon.rules.tokens import Word, words
+from ckptsurgeon.rules.values import BadWord, value_of, written
+
+_AXIS = re.compile(r"[A-Za-z]\w*", re.ASCII)
 
 
 @dataclass(frozen=True)
 class Rule:
     """One operation with its arguments; `text` is the line it came from, `spans` where each
-    argument stands in it, `note` what the recipe's author says of it."""
+    argument stands in it, `note` what the recipe's author says of it, `place` the file and line of
+    the recipe that it stands in."""
 
     operation: Operation
     args: Mapping[str, Any]
     text: str
     spans: Mapping[str, tuple[int, int]] = field(default_factory=lambda: MappingProxyType({}), compare=False)
     note: str = ""
+    place: str = field(default="", compare=False)
 
     def __str__(self) -> str:
         return self.text
@@ -47,7 +51,7 @@ class _Bad(Exception):
         self.text, self.span = text, span
 
 
-def parse(line: str, note: str = "") -> Rule:
+def parse(line: str, note: str = "", place: str = "") -> Rule:
     """The rule that a line says; RuleError (with the span) when it says none.
 
     >>> parse(r"strip module.").operation.name
@@ -60,7 +64,7 @@ def parse(line: str, note: str = "") -> Rule:
     line = line.strip()
     found = words(line)
     try:
-        return _rule(line, found, note)
+        return _rule(line, found, note, place)
     except _Bad as bad:
         raise RuleError([Problem(bad.text, line, bad.span, kind="syntax")]) from None
 
@@ -81,7 +85,7 @@ def parse_all(lines: Iterable[str | Rule]) -> tuple[Rule, ...]:
     return tuple(rules)
 
 
-def _rule(line: str, found: list[Word], note: str) -> Rule:
+def _rule(line: str, found: list[Word], note: str, place: str) -> Rule:
     whole = (0, max(1, len(line)))
     if not found:
         raise _Bad("an empty rule", whole)
@@ -109,14 +113,14 @@ def _rule(line: str, found: list[Word], note: str) -> Rule:
     if arrow is not None:
         if left:
             raise _Bad(f"one word too many; `{operation.name}` is written `{operation.usage()}`", left[0].span)
-        behind = rest[arrow + 1 :]
-        if not behind:
+        behind, params = rest[arrow + 1 :], [p for p in operation.params if p.arrow]
+        if not behind and not params[0].many:
             args["template"], spans["template"] = "", rest[arrow].span
         else:
-            left = _take(operation, [p for p in operation.params if p.arrow], behind, args, spans, end)
+            left = _take(operation, params, behind, args, spans, end)
     _options(operation, left, args, spans)
     _check(args, spans)
-    return Rule(operation, MappingProxyType(args), line, MappingProxyType(spans), note)
+    return Rule(operation, MappingProxyType(args), line, MappingProxyType(spans), note, place)
 
 
 def _no_arrow(operation: Operation, first: Word) -> str:
@@ -140,79 +144,92 @@ def _take(
     for param in params:
         if not left or (not param.required and _is_option(operation, left[0])):
             if param.required:
-                raise _Bad(f"{param.name.upper()} is missing; `{operation.name}` is written `{operation.usage()}`", end)
+                raise _Bad(f"{_missing(param)} is missing; `{operation.name}` is written `{operation.usage()}`", end)
             continue
         word = left.pop(0)
-        args[param.name], spans[param.name] = _value(param, word), word.span
+        made, span = _value(param, word), word.span
+        if param.many:
+            made = [made]
+            while left and not _is_option(operation, left[0]):
+                word = left.pop(0)
+                made.append(_value(param, word))
+                span = (span[0], word.end)
+            made = tuple(made)
+        args[param.name], spans[param.name] = made, span
     return left
 
 
-def _is_option(operation: Operation, word: Word) -> bool:
+def _missing(param: Param) -> str:
+    return param.name.upper().removesuffix("S") if param.many else param.name.upper()
+
+
+def _option(operation: Operation, word: Word) -> Param | None:
     name, equals, _ = word.text.partition("=")
-    return bool(equals) and not word.quoted and any(option.name == name for option in operation.options)
+    if not equals or word.quoted:
+        return None
+    found = next((option for option in operation.options if option.name == name), None)
+    if found is None and operation.axes and _AXIS.fullmatch(name):
+        return Param(name, "int", required=False)
+    return found
+
+
+def _is_option(operation: Operation, word: Word) -> bool:
+    return _option(operation, word) is not None
 
 
 def _options(operation: Operation, left: list[Word], args: dict[str, Any], spans: dict[str, tuple[int, int]]) -> None:
+    known = {option.name for option in operation.options}
+    axes: dict[str, int] = {}
     for word in left:
-        if not _is_option(operation, word):
+        param = _option(operation, word)
+        if param is None:
             raise _Bad(f"one word too many; `{operation.name}` is written `{operation.usage()}`", word.span)
-        name, _, value = word.text.partition("=")
-        if name in args:
-            raise _Bad(f"the option {name} stands twice", word.span)
-        param = next(option for option in operation.options if option.name == name)
-        args[name] = _value(param, Word(value, word.start + len(name) + 1, word.end))
-        spans[name] = word.span
+        value = _value(param, Word(word.text.partition("=")[2], word.start + len(param.name) + 1, word.end))
+        into = args if param.name in known else axes
+        if param.name in into:
+            raise _Bad(f"the option {param.name} stands twice", word.span)
+        into[param.name] = value
+        spans[param.name] = word.span
+    if operation.axes:
+        args["axes"] = MappingProxyType(axes)
 
 
 def _value(param: Param, word: Word) -> Any:
-    text = word.text
-    if param.kind == "pattern":
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # of what may mean something else in a later Python
-                return re.compile(text)
-        except (re.error, OverflowError, RecursionError) as error:
-            at = getattr(error, "pos", None)
-            start = word.start + int(word.quoted) + (at or 0)
-            span = word.span if at is None else (start, min(start + 1, word.end))
-            raise _Bad(f"not a regular expression: {getattr(error, 'msg', error)}", span) from None
-    if param.kind in ("dims", "pair", "shape"):
-        return _numbers(param, word)
-    if param.kind == "dtype":
-        try:
-            return parse_dtype(text)
-        except ValueError as error:
-            raise _Bad(str(error), word.span) from None
-    if param.kind == "choice" and text not in param.choices:
-        raise _Bad(f"{param.name} is one of {', '.join(param.choices)}", word.span)
-    if param.kind == "prefix" and not text:
-        raise _Bad("an empty prefix", word.span)
-    return text
-
-
-def _numbers(param: Param, word: Word) -> tuple[int, ...]:
-    if not re.fullmatch(r"-?\d{1,18}(,-?\d{1,18})*", word.text, re.ASCII):
-        raise _Bad(f"{param.name.upper()} is numbers with commas between them, such as 3,2,0,1", word.span)
-    numbers = tuple(int(number) for number in word.text.split(","))
-    if param.kind == "pair" and len(numbers) != 2:
-        raise _Bad("two dimensions are swapped, such as 0,1", word.span)
-    if param.kind == "shape" and (min(numbers) < -1 or numbers.count(-1) > 1):
-        raise _Bad("a shape holds sizes, one of which may be -1", word.span)
-    return numbers
+    try:
+        return value_of(param, word)
+    except BadWord as bad:
+        span = word.span if bad.span is None else (word.start + bad.span[0], word.start + bad.span[1])
+        raise _Bad(bad.text, span) from None
 
 
 def _check(args: Mapping[str, Any], spans: Mapping[str, tuple[int, int]]) -> None:
     """A template must be one that `re` can read; groups it lacks are found when it is used."""
-    template = args.get("template")
-    if template is None:
-        return
+    for name in ("template", "templates"):
+        templates = args.get(name, ())
+        for template in (templates,) if isinstance(templates, str) else templates:
+            try:
+                parts = template_parts(template)
+            except ValueError as error:
+                raise _Bad(str(error), spans[name]) from None
+            for pattern in _patterns(args):
+                for part in parts:
+                    if isinstance(part, str):
+                        _check_replacement(pattern, part, spans[name])
+
+
+def _patterns(args: Mapping[str, Any]) -> list[re.Pattern[str]]:
+    found = [args["pattern"]] if "pattern" in args else list(args.get("patterns", ()))
+    return [pattern.of("0") if isinstance(pattern, Numbered) else pattern for pattern in found]
+
+
+def _check_replacement(pattern: re.Pattern[str], part: str, span: tuple[int, int]) -> None:
     try:
-        args["pattern"].sub(template, "")
+        pattern.sub(part, "")
     except IndexError:
         return
     except re.error as error:
         if "group reference" not in error.msg:
-            raise _Bad(f"not a replacement: {error.msg}", spans["template"]) from None
+            raise _Bad(f"not a replacement: {error.msg}", span) from None
 
 
 def render(operation: str, args: Mapping[str, Any]) -> str:
@@ -223,16 +240,13 @@ def render(operation: str, args: Mapping[str, Any]) -> str:
         params = [param for param in entry.params if param.arrow is arrow]
         if arrow and params:
             line.append("=>")
-        line += [_word(args[param.name]) for param in params if args.get(param.name) is not None]
+        for param in params:
+            value = args.get(param.name)
+            line += [] if value is None else map(written, value) if param.many else [written(value)]
         if line[:1] and operation == "rename" and not arrow and line[0] in OPERATIONS:
             line[0] = f"'{line[0]}'"
-    line += [f"{option.name}={args[option.name]}" for option in entry.options if args.get(option.name) is not None]
+    line += [f"{name}={number}" for name, number in args.get("axes", {}).items()]
+    for option in entry.options:
+        if args.get(option.name) is not None:
+            line.append(f"{option.name}={written(args[option.name])}")
     return " ".join(line)
-
-
-def _word(value: Any) -> str:
-    if isinstance(value, re.Pattern):
-        return quoted(value.pattern)
-    if isinstance(value, tuple):
-        return ",".join(str(number) for number in value)
-    return quoted(str(value))

@@ -1,0 +1,204 @@
+"""Rules applied to names and specs, one after another: what a plan is made of.  Pure: no byte is read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from typing import Literal
+
+from ckptsurgeon.checkpoint import Checkpoint, Target
+from ckptsurgeon.errors import Problem
+from ckptsurgeon.ops import Match, OperationError
+from ckptsurgeon.plans import Edge, Edges, Step
+from ckptsurgeon.rules import Rule
+from ckptsurgeon.tensor import TensorRef
+
+Made = tuple[Match, tuple[TensorRef, ...]]
+"""A match and the tensors that were made of it."""
+
+
+class Applying:
+    """The names and tensors between two rules, and what the rules did so far.
+
+    `origin` says of a name the key of the source that it was first, `again` gives the steps of the same plan made once
+    more, for their edges.
+    """
+
+    def __init__(
+        self,
+        source: Checkpoint,
+        target: Target | None,
+        allow_unused: bool,
+        seed: int,
+        again: Callable[[], tuple[Step, ...]] | None,
+    ) -> None:
+        self.source, self.target, self.allow_unused, self.seed, self.again = source, target, allow_unused, seed, again
+        self.refs: dict[str, TensorRef] = dict(source.tensors)
+        self.origin: dict[str, str] = {key: key for key in source}
+        self.steps: list[Step] = []
+        self.problems: list[Problem] = []
+        self.dropped: dict[str, str] = {}
+
+    def apply(self, rule: Rule, by: Literal["rule", "fit", "policy"] = "rule", name: str = "") -> None:
+        try:
+            matches = list(rule.operation.match(rule.args, self.refs, self.target))
+        except OperationError as error:
+            self.problems.append(about(rule, str(error), error.argument))
+            return
+        wrong = [match for match in matches if match.problem is not None]
+        for match in wrong:
+            kind = "expected" if rule.operation.guards else "group"
+            self.problems.append(replace(about(rule, match.problem or ""), key=match.inputs[0], kind=kind))
+        used = [match for match in matches if match.refused is None and match.problem is None]
+        if not used:
+            tolerated = self.allow_unused and not rule.operation.needed
+            if not tolerated and not wrong and by == "rule":
+                self.problems.append(_unused(rule, matches, list(self.refs)))
+            return
+        made = self._made(rule, self._disjoint(rule, used))
+        if rule.operation.guards:
+            return
+        changed = self._edges(
+            (m.inputs, m.outputs) for m, outs in made if m.inputs != m.outputs or self._changed(m, outs)
+        )
+        if all(match.inputs == match.outputs and not match.keep for match, _ in made):  # no name changes
+            self.refs.update(pair for match, outs in made for pair in zip(match.outputs, outs, strict=True))
+        else:
+            self._place(rule, made)
+        self.steps.append(Step(name or rule.text, changed, by, rule.note, rule, used[0].keep))
+
+    def _disjoint(self, rule: Rule, matches: list[Match]) -> list[Match]:
+        """The matches; one that takes a tensor which another one has taken is a problem."""
+        if all(match.keep or len(match.inputs) < 2 for match in matches):
+            return matches
+        taken: dict[str, Match] = {}
+        fine = []
+        for match in matches:
+            twice = next((name for name in match.inputs if name in taken), None)
+            if twice is None:
+                taken.update(dict.fromkeys(match.inputs, match))
+                fine.append(match)
+            else:
+                both = " and ".join(repr(one.outputs[0]) for one in (taken[twice], match))
+                self.problems.append(
+                    replace(about(rule, f"{twice!r} would be a part of {both}"), key=twice, kind="group")
+                )
+        return fine
+
+    def _edges(self, edges: Iterable[Edge]) -> Edges:
+        number, again = len(self.steps), self.again
+        return Edges(edges, None if again is None else lambda: again()[number].edges)
+
+    def _changed(self, match: Match, outs: tuple[TensorRef, ...]) -> bool:
+        return any(self.refs.get(name) is not ref for name, ref in zip(match.outputs, outs, strict=True))
+
+    def _made(self, rule: Rule, matches: list[Match]) -> list[Made]:
+        made: list[Made] = []
+        operation, args = rule.operation, rule.args
+        if "seed" in options_of(rule) and "seed" not in args:
+            args = {**args, "seed": self.seed}
+        for match in matches:
+            refs = tuple(self.refs[name] for name in match.inputs)
+            if not match.outputs:
+                made.append((match, ()))
+                continue
+            key = match.inputs[0] if match.inputs else match.outputs[0]
+            try:
+                specs = operation.shape(args, tuple(ref.spec for ref in refs))
+            except OperationError as error:
+                problem = about(rule, f"{_joint(match.inputs) or repr(key)}: {error}", error.argument)
+                self.problems.append(replace(problem, key=key, kind="shape"))
+                continue
+            outs = operation.build(args, refs, specs, match.outputs)
+            fixed = None if outs is refs else next((ref for ref in refs if ref.quantizer or ref.absent), None)
+            if fixed is not None and any(out not in refs for out in outs):
+                what = fixed.absent or f"quantised ({fixed.dtype})"
+                text = f"{key!r} is {what}; such a tensor can be renamed or dropped, but not changed"
+                self.problems.append(replace(about(rule, text), key=about))
+                continue
+            made.append((match, outs))
+        return made
+
+    def _place(self, rule: Rule, made: Sequence[Made]) -> None:
+        """Put the outputs where the inputs were, the new ones behind; a doubled name is a problem that names both
+        makers."""
+        at: dict[str, list[Made]] = {}
+        gone: set[str] = set()
+        new: list[Made] = []
+        for one in made:
+            match = one[0]
+            if match.inputs:
+                at.setdefault(match.inputs[0], []).append(one)
+            else:
+                new.append(one)
+            gone.update(() if match.keep else match.inputs)
+        placing = _Placing(rule, self)
+        for key, ref in self.refs.items():
+            if key not in gone:
+                placing.put(key, ref, key)
+            for one in at.get(key, ()):
+                placing.all(one, key)
+                if not one[0].outputs:
+                    self.dropped[self.origin.get(key, key)] = f"rule `{rule.text}`"
+        for one in new:
+            placing.all(one, f"rule `{rule.text}`")
+        self.refs, self.origin = placing.refs, placing.origin
+
+
+class _Placing:
+    """Names that are put in their new order."""
+
+    def __init__(self, rule: Rule, work: Applying) -> None:
+        self.rule, self.work = rule, work
+        self.refs: dict[str, TensorRef] = {}
+        self.origin: dict[str, str] = {}
+
+    def all(self, made: Made, source: str) -> None:
+        for name, ref in zip(made[0].outputs, made[1], strict=True):
+            self.put(name, ref, source)
+
+    def put(self, name: str, ref: TensorRef, source: str) -> None:
+        """A tensor that was called `source` before the rule."""
+        if name not in self.refs and name:  # nearly all
+            self.refs[name], self.origin[name] = ref, self.work.origin.get(source, source)
+            return
+        if name:
+            text = f"two tensors would be named {name!r}: {self.origin[name]!r} and {source!r}"
+        else:
+            text = f"{source!r} would have the empty name"
+        problem = replace(about(self.rule, text), key=name or source, kind="collision")
+        self.work.problems.append(problem)
+
+
+def options_of(rule: Rule) -> set[str]:
+    """The names of the options that a rule may have."""
+    return {option.name for option in rule.operation.options}
+
+
+def _joint(names: tuple[str, ...]) -> str:
+    """The names that an operation takes together; "" for one alone."""
+    if len(names) < 2:
+        return ""
+    shown = ", ".join(map(repr, names[:3]))
+    return f"{shown} and {len(names) - 3} more" if len(names) > 3 else shown
+
+
+def about(rule: Rule, text: str, argument: str | None = None) -> Problem:
+    """A problem of a rule, with the span of the argument that is at fault."""
+    span = rule.spans.get(argument) if argument else None
+    return Problem(f"{rule.place}: {text}" if rule.place else text, rule.text, span, kind="rule")
+
+
+def _unused(rule: Rule, matches: list[Match], keys: list[str]) -> Problem:
+    argument = next(name for name in ("pattern", "patterns", "prefix") if name in rule.spans)
+    if matches:
+        text = f"matches {len(matches)} keys, but makes no name of the target: {matches[0].refused}"
+        return replace(about(rule, text, "template"), kind="unused")
+    found = rule.args.get("prefix") or rule.args.get("patterns", (rule.args.get("pattern"),))[0]
+    wanted = found if isinstance(found, str) else str(getattr(found, "pattern", "")).replace("\\", "").strip("^$")
+    from difflib import get_close_matches
+
+    near = get_close_matches(wanted, keys[:300], 3, 0.4) or keys[:3]
+    hint = f"; the nearest keys are {', '.join(map(repr, near))}" if near else "; the checkpoint has no keys"
+    text = f"{rule.operation.when_unused}{hint}"
+    return replace(about(rule, text, argument), kind="unused")
