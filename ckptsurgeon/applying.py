@@ -114,7 +114,7 @@ class Applying:
             if fixed is not None and any(out not in refs for out in outs):
                 what = fixed.absent or f"quantised ({fixed.dtype})"
                 text = f"{key!r} is {what}; such a tensor can be renamed or dropped, but not changed"
-                self.problems.append(replace(about(rule, text), key=about))
+                self.problems.append(replace(about(rule, text), key=key))
                 continue
             made.append((match, outs))
         return made
