@@ -75,6 +75,7 @@ Build = Callable[[Args, tuple[TensorRef, ...], tuple[TensorSpec, ...], tuple[str
 Inverse = Callable[[Args, tuple[TensorSpec, ...]], "tuple[str, dict[str, Any]] | None"]
 
 WHERE = Param("where", "expression", required=False, help="only keys of which this is so")
+OPTIONAL = Param("optional", "choice", required=False, choices=("yes",), help="the rule may match nothing")
 
 
 @dataclass(frozen=True)
@@ -111,7 +112,7 @@ class Operation:
         """The grammar in one line, as the help shows it."""
         words = [str(param) for param in self.params if not param.arrow]
         arrows = [str(param) for param in self.params if param.arrow]
-        shown = [option for option in self.options if option is not WHERE]
+        shown = [option for option in self.options if option not in (WHERE, OPTIONAL)]
         options = [f"[{option.name}={'|'.join(option.choices) or option.kind.upper()}]" for option in shown]
         options += ["[axis=INT …]"] if self.axes else []
         name = [] if self.name == "rename" else [self.name]
@@ -126,7 +127,7 @@ OPERATIONS: Mapping[str, Operation] = MappingProxyType(_TABLE)
 def register(operation: Operation) -> Operation:
     """Add an operation; ValueError when the entry is incomplete or its name is taken.
 
-    Every operation on the keys of one pattern has the option `where`.
+    Every operation on the keys of one pattern has the option `where`, and all but those that are needed `optional`.
     """
     if operation.name in _TABLE:
         raise ValueError(f"the operation {operation.name!r} is registered twice")
@@ -141,5 +142,7 @@ def register(operation: Operation) -> Operation:
             raise ValueError(f"the operation {operation.name!r} has words behind those of which there may be many")
     if any(param.name == "pattern" and param.kind == "pattern" for param in operation.params):
         operation = replace(operation, options=(*operation.options, WHERE))
+    if not operation.needed:
+        operation = replace(operation, options=(*operation.options, OPTIONAL))
     _TABLE[operation.name] = operation
     return operation
