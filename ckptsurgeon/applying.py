@@ -21,8 +21,8 @@ class Applying:
     """The names and tensors between two rules, and what the rules did so far.
 
     `origin` says of a name the key of the source that it was first (of one that is made of several, all of them),
-    `parted` are keys of the source that were cut into several.  `again` gives the steps of the same plan made once more,
-    for their edges.
+    `parted` are keys of the source that were cut into several.  `again` gives the steps of the same plan made once
+    more, for their edges.
     """
 
     def __init__(

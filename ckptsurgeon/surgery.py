@@ -543,31 +543,3 @@ def convert(
 ) -> Written:
     """Write a checkpoint in another format or dtype: a remap without rules; see `save` for `how`."""
     return remap(source, output, select=select, dtype=dtype, **how)
-
-
-def recipe(
-    path: Path | None,
-    rules: Iterable[str | Rule] | None,
-    variables: Mapping[str, str | int | float] | None = None,
-    config: Path | None = None,
-) -> Recipe | None:
-    """The rules of a recipe (a file, or `builtin:NAME`), then `rules`; None when there are neither.
-
-    `variables`, and what a `config.json` says, are for both; UsageError for one that neither has.
-    """
-    values = variables or {}
-    if path is None and (config is not None or (values and not rules)):
-        raise UsageError("--set and --config are about the variables of a recipe: give one with --recipe")
-    if path is None and not rules:
-        return None
-    from ckptsurgeon.rules import Recipe, used, with_values
-
-    lines = list(rules or ())
-    own = {name for name in values if any(name in used(line) for line in lines if isinstance(line, str))}
-    strange = [name for name in values if path is None and name not in own]
-    if strange:
-        raise UsageError(f"--set {strange[0]}: no rule has {{{strange[0]}}} in it")
-    kept = Recipe() if path is None else Recipe.load(path, values, config=config, elsewhere=own)
-    if not lines:
-        return kept
-    return kept + Recipe.of(with_values(lines, values) if values else lines)

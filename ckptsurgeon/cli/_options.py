@@ -191,10 +191,10 @@ def rules_of(
     """What `--recipe`, `--rule`, `--set` and `--config` say together; None when there are no rules."""
     if not (recipe or rules or variables or config):
         return None
-    from ckptsurgeon import surgery
+    from ckptsurgeon import cookbook
     from ckptsurgeon.rules import assignments
 
-    return surgery.recipe(recipe, rules, assignments(variables or ()), config)
+    return cookbook.recipe(recipe, rules, assignments(variables or ()), config)
 
 
 def compiled(match: str | None) -> re.Pattern[str] | None:

@@ -17,7 +17,7 @@ from ckptsurgeon.rules.variables import NAME, RESERVED, Unset, Value, Values, co
 BUILTIN = "builtin:"
 _ENTRY, _INCLUDED, _VARIABLE = {"rule", "note", "optional"}, {"recipe", "set", "note"}, {"help", "config", "default"}
 _DEEPEST, _MOST_RULES = 8, 10_000
-_FOLDER = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "recipes")
+_FOLDER = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "builtin")
 _TARGETS = ("torchvision:", "timm:", "transformers:")
 
 
@@ -62,6 +62,7 @@ class _Reading:
         self.problems: list[Problem] = []
         self.declared: dict[str, None] = {}
         self.count = 0
+        self.unsound = False
 
     def recipe(self, path: str, given: Values, trail: tuple[str, ...]) -> Recipe:
         file = builtin_path(path.removeprefix(BUILTIN)) if path.startswith(BUILTIN) else path
@@ -97,7 +98,9 @@ class _Reading:
                 value = self.config(str(about["config"]))
             if value is None and about.get("default") is not None:
                 value = about["default"]
+                self.unsound = False
                 value = self._text(one, value, values, "variables", name) if isinstance(value, str) else value
+                value = None if self.unsound else value_of(value) if isinstance(value, str) else value
             if value is not None:
                 values[name] = value
             else:
@@ -110,6 +113,10 @@ class _Reading:
             return substituted(text, values)
         except Unset as unset:
             words = one.words_for(str(unset))
+            if str(unset) in one.told or place[:1] == ("variables",):
+                self.unsound = True
+                return text
+            one.told.add(str(unset))
         except ValueError as error:
             words = str(error)
         self.problems.append(Problem(f"{one.at(*place)}: {words}", text, kind="variable"))
@@ -161,9 +168,9 @@ class _Reading:
             yield from self._rule(one, line, note, place, values, index)
 
     def _rule(self, one: _File, line: Any, note: str, place: str, values: Values, index: int) -> Iterable[Rule]:
-        before = len(self.problems)
+        before, self.unsound = len(self.problems), False
         text = self._text(one, str(line), values, "rules", index) if isinstance(line, str) else line
-        if len(self.problems) > before:
+        if self.unsound or len(self.problems) > before:
             return
         try:
             yield parse(text, note, place)
@@ -209,6 +216,7 @@ class _File:
     def __init__(self, path: str, data: Any) -> None:
         self.path, self.data = path, data
         self.unset: dict[str, Mapping[str, Any]] = {}
+        self.told: set[str] = set()
 
     def at(self, *steps: Any) -> str:
         """The file and the line of an entry, as far as it is known."""
