@@ -95,8 +95,10 @@ class Applying:
         return any(self.refs.get(name) is not ref for name, ref in zip(match.outputs, outs, strict=True))
 
     def _made(self, rule: Rule, matches: list[Match]) -> list[Made]:
+        operation, args, here = rule.operation, rule.args, self.refs
+        if operation.as_is:
+            return [(match, tuple([here[name] for name in match.inputs]) if match.outputs else ()) for match in matches]
         made: list[Made] = []
-        operation, args = rule.operation, rule.args
         if "seed" in options_of(rule) and "seed" not in args:
             args = {**args, "seed": self.seed}
         for match in matches:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from ckptsurgeon import recognition, versions, wrappers
 from ckptsurgeon.applying import Applying, options_of
 from ckptsurgeon.checkpoint import Checkpoint, Target, buffer_words
+from ckptsurgeon.collecting import uncollected
 from ckptsurgeon.dtypes import DType
 from ckptsurgeon.errors import MOST_SHOWN, Problem, UsageError
 from ckptsurgeon.ops import reshaped
@@ -60,8 +61,9 @@ def _replayable(
 
     def made(again: Callable[[], tuple[Step, ...]] | None) -> Plan:
         work = _Work(source, target, allow_unused, seed, again)
-        work_on(work)
-        return work.finish()
+        with uncollected():
+            work_on(work)
+            return work.finish()
 
     return made(cache(lambda: made(None).steps))
 

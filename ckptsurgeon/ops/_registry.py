@@ -89,7 +89,8 @@ class Operation:
     `exact` when nothing is lost, `rounded` when the inverse gives the values back but for rounding,
     `initialisation` when values are made anew, else `lossy`.  With `axes` any `name=number` is an option.
     `family` is the heading that it stands under in the documentation.  One that `guards` changes nothing: where it
-    does not hold, nothing more is done; one that is `needed` must match something whatever is tolerated.
+    does not hold, nothing more is done; one that is `needed` must match something whatever is tolerated.  What it makes
+    `as_is` are the very tensors that it takes.
     """
 
     name: str
@@ -106,6 +107,7 @@ class Operation:
     family: str = "names"
     guards: bool = False
     needed: bool = False
+    as_is: bool = False
     when_unused: str = field(default="the pattern matches no key", compare=False)
 
     def usage(self) -> str:
