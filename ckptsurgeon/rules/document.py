@@ -16,12 +16,17 @@ _DEEPEST = 12
 def read(path: str, shown: str) -> tuple[Any, str]:
     """The data of a YAML file, which keeps its comments, and its text; InputError, which calls it `shown`."""
     text = _text(path, shown)
+    return parsed(text, shown), text
+
+
+def parsed(text: str, shown: str) -> Any:
+    """The data of YAML text, which keeps its comments; InputError, which calls it `shown`."""
     from ruamel.yaml import YAML
     from ruamel.yaml.error import YAMLError
 
     try:
         _check(text, shown)
-        return YAML(typ="rt", pure=True).load(text), text
+        return YAML(typ="rt", pure=True).load(text)
     except (YAMLError, RecursionError, ValueError) as error:
         words = " ".join(str(error).split())
         raise InputError(f"not YAML: {words}", path=shown) from None

@@ -66,7 +66,7 @@ class _Reading:
 
     def recipe(self, path: str, given: Values, trail: tuple[str, ...]) -> Recipe:
         file = builtin_path(path.removeprefix(BUILTIN)) if path.startswith(BUILTIN) else path
-        data, _ = document.read(file, path)
+        data, text = document.read(file, path)
         if not isinstance(data, dict):
             raise InputError("a recipe is a YAML mapping with `version` and `rules`", path=path)
         one = _File(path, data)
@@ -85,7 +85,7 @@ class _Reading:
             MappingProxyType({name: data[name] for name in OPTIONS if data.get(name) is not None}),
             tuple(self._shapes(one, "yields", values)),
             path,
-            data,
+            text,
         )
 
     def _variables(self, one: _File, given: Values) -> dict[str, Value]:

@@ -57,7 +57,7 @@ class Recipe:
     """Ordered rules, with what they are for, which state dict they want, and what the result must fit.
 
     `options` are policies by the names of `cs.plan`; `yields` are keys, with shapes, of a checkpoint to which the
-    recipe was applied; `name` is the file that it was read from, "" for rules that were given.
+    recipe was applied; `name` is the file that it was read from, "" for rules that were given, `source` its text.
     """
 
     rules: tuple[Rule, ...] = ()
@@ -67,7 +67,7 @@ class Recipe:
     options: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
     yields: tuple[tuple[str, Shape], ...] = ()
     name: str = ""
-    document: Any = field(default=None, compare=False, repr=False)
+    source: str | None = field(default=None, compare=False, repr=False)
 
     @classmethod
     def of(cls, rules: Recipe | Iterable[str | Rule] | None) -> Recipe:
@@ -107,7 +107,7 @@ class Recipe:
 
     def text(self) -> str:
         """The recipe as YAML, with the comments that it was read with."""
-        return document.dumped(self.document if self.document is not None else self._data())
+        return self.source if self.source is not None else document.dumped(self._data())
 
     def _data(self) -> dict[str, Any]:
         made: dict[str, Any] = {"version": VERSION}
@@ -119,12 +119,11 @@ class Recipe:
 
     def __add__(self, other: Recipe) -> Recipe:
         """This recipe's rules, then the other's; what only one of them says holds for both."""
-        kept = None
-        if self.document is not None and other.document is None:
-            from copy import deepcopy
-
-            kept = deepcopy(self.document)
-            kept.setdefault("rules", []).extend(_written(rule) for rule in other.rules)
+        source = None
+        if self.source is not None and other.source is None:
+            data = document.parsed(self.source, self.name)
+            data.setdefault("rules", []).extend(_written(rule) for rule in other.rules)
+            source = document.dumped(data)
         return Recipe(
             self.rules + other.rules,
             self.description or other.description,
@@ -133,7 +132,7 @@ class Recipe:
             {**self.options, **other.options},
             self.yields or other.yields,
             self.name or other.name,
-            kept,
+            source,
         )
 
 
