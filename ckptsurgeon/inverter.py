@@ -19,7 +19,7 @@ from ckptsurgeon.ops import OPERATIONS, Numbered
 from ckptsurgeon.plans import Edge as Pair
 from ckptsurgeon.plans import Step
 from ckptsurgeon.rules import Recipe, Rule, condense, document, parse, render
-from ckptsurgeon.rules.condense import MARK, Edge, Line
+from ckptsurgeon.rules.condense import ASIDE, MARK, Edge, Line
 from ckptsurgeon.tensor import TensorSpec
 
 _SHOWN = 3
@@ -183,6 +183,9 @@ def _undone(work: _Watched, rule: Rule, edges: Sequence[Pair], before: Specs, af
     lines: list[str] = []
     universe = {*after, *before}
     for name, given, some in groups.values():
+        before_it, some = _set_aside(some, after)
+        lines += before_it
+        universe.update(member for edge in some for member in edge.members)
         lines += [render(name, {**given, **_words(name, line)}) for line in condense.lines(some, universe)]
     return Undoing(rule, tuple(lines), operation.exactness == "rounded")
 
@@ -204,6 +207,23 @@ def _edge(name: str, inputs: tuple[str, ...], outputs: tuple[str, ...], given: M
     if name == "unstack":
         return Edge(outputs, (_marked(inputs, given.get("start", 0)),))
     return Edge(outputs, inputs if outputs != inputs else ())
+
+
+def _set_aside(edges: list[Edge], names: tuple[str, ...]) -> tuple[list[str], list[Edge]]:
+    """Rules that give rows of numbered names a beginning of their own, where other names are numbered alike; and the
+    edges then."""
+    goals: dict[str, str] = {}
+    made = []
+    for edge in edges:
+        pattern = re.compile(r"\d+".join(map(re.escape, edge.there[0].split(MARK))))
+        alike = {name for name in names if pattern.fullmatch(name)} if edge.members else set()
+        if alike == set(edge.members):
+            made.append(edge)
+            continue
+        moved = {name: ASIDE + name for name in edge.members}
+        goals.update(moved)
+        made.append(Edge((ASIDE + edge.there[0],), edge.made, tuple(moved.values())))
+    return [render("rename", _renaming(*pair)) for pair in condense.renames(goals, names)] if goals else [], made
 
 
 def _marked(names: tuple[str, ...], start: int) -> str:
