@@ -26,6 +26,20 @@ def all_rows(inputs: tuple[TensorRef, ...], begin: int, end: int) -> tuple[Tenso
     return made if len(made) == len(inputs) else None
 
 
+def product(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    """The matrix product in float64, of which each row comes out the same whatever rows there are beside it.
+
+    BLAS sums the last rows and columns, which fill no whole block of its own, in another order: so all do.
+    """
+    import torch
+    from torch.nn.functional import pad
+
+    (rows, _), columns = left.shape, right.shape[1]
+    left, right = left.to(torch.float64), right.to(torch.float64)
+    made: torch.Tensor = pad(left, (0, 0, 0, -rows % 16)) @ pad(right, (0, -columns % 16))
+    return made[:rows, :columns]
+
+
 def finite(made: torch.Tensor, old: torch.Tensor | None, cause: str, hint: str) -> torch.Tensor:
     """`made`, the values that came of `old`; InputError when it has a NaN or an infinity where `old` has none."""
     wrong = ~_is_finite(made)
