@@ -94,10 +94,11 @@ class Applying:
 
     def _made(self, rule: Rule, matches: list[Match]) -> list[Made]:
         made: list[Made] = []
-        operation, args = rule.operation, rule.args
-        if "seed" in options_of(rule) and "seed" not in args:
-            args = {**args, "seed": self.seed}
+        operation, given = rule.operation, rule.args
+        if "seed" in options_of(rule) and "seed" not in given:
+            given = {**given, "seed": self.seed}
         for match in matches:
+            args = {**given, **match.args} if match.args else given
             refs = tuple(self.refs[name] for name in match.inputs)
             if not match.outputs:
                 made.append((match, ()))

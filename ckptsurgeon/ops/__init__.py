@@ -1,6 +1,6 @@
 """What can be done to tensors: a registry, and its entries by family."""
 
-from ckptsurgeon.ops import names, layout, parts, attention, values, making, stems, resize  # isort: skip  # the order of the documentation
+from ckptsurgeon.ops import names, layout, parts, attention, values, making, stems, resize, folding  # isort: skip  # the order of the documentation
 from ckptsurgeon.ops._expressions import Expression, expression
 from ckptsurgeon.ops._patterns import Numbered, template_parts
 from ckptsurgeon.ops._registry import (
@@ -29,6 +29,7 @@ __all__ = [
     "Param",
     "attention",
     "expression",
+    "folding",
     "layout",
     "making",
     "names",
