@@ -1,6 +1,6 @@
 """What can be done to tensors: a registry, and its entries by family."""
 
-from ckptsurgeon.ops import names, layout, parts, attention, values, making, stems, resize, folding  # isort: skip  # the order of the documentation
+from ckptsurgeon.ops import names, layout, parts, attention, values, making, stems, resize, folding, merging  # isort: skip  # the order of the documentation
 from ckptsurgeon.ops._expressions import Expression, expression
 from ckptsurgeon.ops._patterns import Numbered, template_parts
 from ckptsurgeon.ops._registry import (
@@ -32,6 +32,7 @@ __all__ = [
     "folding",
     "layout",
     "making",
+    "merging",
     "names",
     "parts",
     "register",
