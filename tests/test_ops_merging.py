@@ -18,6 +18,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import ckptsurgeon as cs
+from ckptsurgeon.ops._kernels import product
 
 FLOATS = st.sampled_from([torch.float32, torch.float16, torch.bfloat16, torch.float64])
 EVERY = r"^a\.(.*)$ ^b\.(.*)$ ^c\.(.*)$"
@@ -216,6 +217,35 @@ def test_slices_of_rows_are_those_of_the_whole(rows: int, columns: int, rank: in
     for key in ("w", "t"):
         state |= {f"{key}.lora_A": torch.randn(rank, columns), f"{key}.lora_B": torch.randn(rows, rank)}
     result(state, r"lora ^w\.lora_A$ => w scale=1", r"lora ^t\.lora_A$ => t scale=1 transposed=yes")
+
+
+@given(st.data(), st.sampled_from([8, 49, 64, 100]), st.integers(2, 60), st.sampled_from([1, 3, 5, 9, 64, 257]))
+def test_a_row_of_a_product_is_the_same_whatever_is_beside_it(
+    data: st.DataObject, rank: int, rows: int, columns: int
+) -> None:
+    """To the last bit, which BLAS does not promise."""
+    left, right = torch.randn(rows, rank, dtype=torch.float64), torch.randn(rank, columns, dtype=torch.float64)
+    begin = data.draw(st.integers(0, rows - 1))
+    end = data.draw(st.integers(begin + 1, rows))
+    whole = product(left, right)
+    assert_same_tensor(product(left[begin:end].clone(), right), whole[begin:end])
+    torch.testing.assert_close(whole, left @ right, rtol=1e-12, atol=1e-12)
+
+
+def test_the_last_word_of_a_key_makes_it_an_adapter() -> None:
+    w, down, up = torch.randn(5, 7), torch.randn(2, 7), torch.randn(5, 2)
+    state = {"lora_A.fc.weight": w, "lora_A.fc.lora_A.weight": down, "lora_A.fc.lora_B.weight": up}
+    made = result(state, r"lora ^(.*)\.lora_A\.weight$ => \1.weight scale=1")
+    torch.testing.assert_close(made["lora_A.fc.weight"].read(), w + up @ down, rtol=1e-6, atol=1e-6)
+
+
+def test_a_large_second_factor_is_held_whole_with_the_result() -> None:
+    """It would be read again for every slice: so memory is asked for all of it."""
+    state = {"w": torch.zeros(4, 1 << 16), "lora_A": torch.ones(64, 1 << 16), "lora_B": torch.ones(4, 64)}
+    torch.save(state, "a.pth")
+    large = cs.plan("a.pth", ["lora ^lora_A$ => w scale=1"]).check().result["w"]
+    assert large.rows(0, 1) is None
+    assert float(large.read().min()) == 64
 
 
 # -- adapters, by hand: kohya's
