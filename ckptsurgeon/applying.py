@@ -95,13 +95,14 @@ class Applying:
         return any(self.refs.get(name) is not ref for name, ref in zip(match.outputs, outs, strict=True))
 
     def _made(self, rule: Rule, matches: list[Match]) -> list[Made]:
-        operation, args, here = rule.operation, rule.args, self.refs
+        operation, given, here = rule.operation, rule.args, self.refs
         if operation.as_is:
             return [(match, tuple([here[name] for name in match.inputs]) if match.outputs else ()) for match in matches]
         made: list[Made] = []
-        if "seed" in options_of(rule) and "seed" not in args:
-            args = {**args, "seed": self.seed}
+        if "seed" in options_of(rule) and "seed" not in given:
+            given = {**given, "seed": self.seed}
         for match in matches:
+            args = {**given, **match.args} if match.args else given
             refs = tuple(self.refs[name] for name in match.inputs)
             if not match.outputs:
                 made.append((match, ()))

@@ -1,6 +1,6 @@
 """What can be done to tensors: a registry, and its entries by family."""
 
-from ckptsurgeon.ops import names, layout, parts, attention, values, making  # isort: skip  # the order of the documentation
+from ckptsurgeon.ops import names, layout, parts, attention, values, making, stems, resize, folding, merging  # isort: skip  # the order of the documentation
 from ckptsurgeon.ops._expressions import Expression, expression
 from ckptsurgeon.ops._patterns import Numbered, expanded, template_parts
 from ckptsurgeon.ops._registry import (
@@ -30,12 +30,16 @@ __all__ = [
     "attention",
     "expanded",
     "expression",
+    "folding",
     "layout",
     "making",
+    "merging",
     "names",
     "parts",
     "register",
     "reshaped",
+    "resize",
+    "stems",
     "template_parts",
     "values",
 ]

@@ -60,6 +60,7 @@ class Match:
     """The names that one application of an operation takes and makes.
 
     `keep` leaves the inputs where they are; `refused` is why a match was not applied, `problem` why it cannot be.
+    `args` are what the names alone tell, as which of the inputs is what: they join the rule's for shape and build.
     """
 
     inputs: tuple[str, ...]
@@ -67,6 +68,7 @@ class Match:
     keep: bool = False
     refused: str | None = None
     problem: str | None = None
+    args: Args | None = None
 
 
 Matcher = Callable[[Args, Names, Target | None], Iterable[Match]]
