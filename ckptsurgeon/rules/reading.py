@@ -270,4 +270,7 @@ class _File:
                 raise InputError(f"{name!r} is no name of a variable", path=place)
             plain = said is None or isinstance(said, str | int | float)
             if not plain and (not isinstance(said, Mapping) or set(said) - _VARIABLE):
-                raise InputError(f"the variable {name!r} has a default, or help, config and default", path=place)
+                words = ", ".join(map(str, said)) if isinstance(said, Mapping) else "a list"
+                raise InputError(
+                    f"the variable {name!r} has a default, or help, config and default, not {words}", path=place
+                )

@@ -115,6 +115,8 @@ def config(path: str) -> Callable[[str], Value | None]:
             inner = inner.get(part) if isinstance(inner, dict) else None
         if isinstance(inner, bool):
             return "yes" if inner else "no"
+        if inner and not isinstance(inner, str | int | float):
+            raise InputError(f"{name!r} is no single value, and so cannot be a variable's", path=path)
         return inner if isinstance(inner, str | int | float) else None
 
     return value
