@@ -17,6 +17,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 
 import ckptsurgeon as cs
+from ckptsurgeon.ops import OPERATIONS
 
 FLOATS = st.sampled_from([torch.float32, torch.float16, torch.bfloat16, torch.float64])
 FOLD = r"fold_weight_norm ^(.*)\.weight_g$ ^(.*)\.weight_v$ => \1.weight"
@@ -65,6 +66,9 @@ def test_a_weight_is_cut_into_norm_and_direction_and_back(shape: list[int], dim:
     close(parts["a.weight_g"], torch.norm_except_dim(w, 2, dim))
     assert parts["a.weight_v"].source == cs.open("fold.pth")["a.weight"].source, "not a byte of it changes"
     close(folded({"a.weight": w}, cut, f"{FOLD} dim={dim}")["a.weight"], w)
+    spec = cs.open("fold.pth")["a.weight"].spec
+    given = {"dim": dim} if dim else {}
+    assert OPERATIONS["weight_norm"].inverse({"dim": dim}, (spec,)) == ("fold_weight_norm", given)
 
 
 @pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated:FutureWarning")

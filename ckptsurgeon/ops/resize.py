@@ -308,7 +308,13 @@ register(
                 "of a table; 0 if not given",
             ),
             Param("from", "sizes", required=False, help="the old height and width, where they are no square"),
-            Param("mode", "choice", required=False, choices=("bicubic", "bilinear", "nearest")),
+            Param(
+                "mode",
+                "choice",
+                required=False,
+                choices=("bicubic", "bilinear", "nearest"),
+                help="as torch interpolates, bicubic if not given",
+            ),
             Param(
                 "antialias",
                 "choice",
