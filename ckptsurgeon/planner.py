@@ -305,6 +305,24 @@ class _Work(Applying):
 
     # -- the end -----------------------------------------------------------------------------
 
+    def _parted(self) -> list[str]:
+        """Warnings about tensors that were tied in the source and are not any more."""
+        groups = self.source.tied()
+        if not groups or not self.steps:
+            return []
+        of: dict[str, list[str]] = {}
+        for name in self.refs:
+            for key in self.origins(name):
+                of.setdefault(key, []).append(name)
+        said = []
+        for group in groups:
+            there = [key for key in group if key in of]
+            ties = {tuple([self.refs[name].tie for name in of[key]]) for key in there}
+            if len(ties) > 1:
+                names = " and ".join(repr(key) for key in there[:3])
+                said.append(f"{names} were tied, and are not any more: change both, or tie them again with `tie`")
+        return said
+
     def finish(self) -> Plan:
         pairs = ((origins[0], key) for key in self.refs if (origins := self.origins(key)))
         renamed = versions.renamed(self.source.versions, self.source, pairs)
@@ -321,7 +339,7 @@ class _Work(Applying):
             tuple(self.initialised),
             self.overlapped,
             tuple(self.problems),
-            (*self.source.remarks, *self.warnings),
+            (*self.source.remarks, *self.warnings, *self._parted()),
         )
 
 

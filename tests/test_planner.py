@@ -426,3 +426,12 @@ def test_versions_are_renamed_with_the_keys() -> None:
         {"": {}, "module": {"version": 9}, "module.a": {"version": 2}}, ["module.a.w"], [("module.a.w", "a.w")]
     )
     assert stripped == {"": {"version": 9}, "a": {"version": 2}}
+
+
+def test_a_tie_that_a_rule_breaks_is_said() -> None:
+    w = torch.arange(12.0).reshape(4, 3)
+    torch.save({"embed": w, "head": w}, "a.pth")
+    (warning,) = cs.plan("a.pth", ["transpose head"]).check().warnings
+    assert warning.startswith("'embed' and 'head' were tied, and are not any more")
+    for rules in (["transpose ."], [r"split ^(.*)$ => \1.a \1.b"], ["drop head"], ["head => h"], ["cast . bf16"]):
+        assert cs.plan("a.pth", rules).check().warnings == ()
