@@ -158,3 +158,93 @@ def test_a_recipe_that_is_not_there_or_no_file() -> None:
         cs.Recipe.load("fifo")
     with pytest.raises(cs.InputError, match="no such recipe"):
         cs.Recipe.load("none.yaml")
+
+
+def _made(rules: list[str], keys: dict[str, tuple[int, ...]]) -> list[str]:
+    import torch
+
+    torch.save({key: torch.ones(shape) for key, shape in keys.items()}, "a.pth")
+    return list(cs.plan("a.pth", rules).check().result)
+
+
+def test_layers_are_counted_anew() -> None:
+    layers = {f"l.{i}.w": (1,) for i in range(6)}
+    assert _made([r"^l\.(\d+) => b.{\1+1}"], layers) == [f"b.{i}.w" for i in range(1, 7)]
+    assert _made([r"^l\.(?P<n>\d+) => b.{5-\g<n>}"], layers) == [f"b.{5 - i}.w" for i in range(6)]
+    assert _made([r"^l\.(\d+) => b.{2*\1}.{{x}}"], layers)[-1] == "b.10.{x}.w"
+    second = [r"drop ^l\.(\d+)\. where=\1%2==1", r"^l\.(\d+) => l.{\1//2}"]
+    assert _made(second, layers) == ["l.0.w", "l.1.w", "l.2.w"]
+
+
+def test_keys_are_chosen_by_numbers_and_sizes() -> None:
+    keys = {"a.1.w": (2, 3, 1, 1), "a.2.w": (2, 3, 3, 3), "a.3.w": (2,), "b": ()}
+    assert _made([r"drop . where=rank==4,d2==1"], keys) == ["a.2.w", "a.3.w", "b"]
+    assert _made([r"drop \.(\d)\. where=2<=\1"], keys) == ["a.1.w", "b"]
+    assert _made([r"keep \.(\d)\. where=\1>=2"], keys) == ["a.2.w", "a.3.w"]
+    assert _made(["drop . where=numel>6"], keys) == ["a.1.w", "a.3.w", "b"]
+
+
+ODD = {
+    r"drop ^(\w) where=\1==1": "group 1 is 'a', which is no number",
+    r"drop a where=\2==1": "the pattern has no group 2",
+    "drop a where=d3==1": "'d3' is not known here; the names are rank, numel, d0",
+    r"a\.(\d) => b.{\1-9}": r"\1-9 makes -8 of 'a.1'",
+    r"a\.(\d) => b.{1//(\1-1)}": "divides by zero",
+    "stack a => b": "{i} must stand in it",
+    "unstack a => b": "{i} must stand in the template",
+    r"stack ^a\.{i}$ => s": "'s' would have gaps: there is no number 0; with start=1 it begins there",
+    r"stack ^a\.{i}$ => s start=2": "'a.1' has a number below 2",
+    r"stack ^c\.{i}$ => s": r"[2] is that of the first, [3] that of number 1",
+    r"concat ^a\.1$ ^c\.(\d)$ => x": "'c.0' and 'c.1' would all be one part of 'x'",
+    r"concat ^c\.0$ ^d$ => x": "tensors of one dtype are joined, not of float32 and int64",
+    r"concat ^c\.(\d)$ ^a\.(\d)$ => x.\1": "'c.0' would be part of 'x.0', to which `^a\\.(\\d)$` gives nothing",
+    r"concat ^c\.0$ ^c\.0$ => x": "'c.0' would be two parts of 'x'",
+    r"concat ^c\.0$ ^m$ => x": "cannot be joined along dimension 0",
+    r"copy ^c\.0$ => c.1": "two tensors would be named 'c.1': 'c.0' and 'c.1'",
+    "fill c.0 2 zeros": "two tensors would be named 'c.0'",
+    "fill x 2 eye": "eye needs two dimensions, not [2]",
+    "fill x 2,2 normal dtype=int64": "normal makes fractions, and int64 holds none",
+    "fill x 2 values:1": "1 values for the 2 elements of [2]",
+    "expect ^nothing": "the checkpoint has no such key",
+}
+
+
+@pytest.mark.parametrize("rule", ODD)
+def test_what_cannot_be_done_is_a_problem_that_says_why(rule: str) -> None:
+    import torch
+
+    state = {"a.1": torch.ones(2), "c.0": torch.ones(2), "c.1": torch.ones(3), "d": torch.ones(2, dtype=torch.int64)}
+    torch.save({**state, "m": torch.ones(2, 2)}, "a.pth")
+    try:
+        problems = cs.plan("a.pth", [rule]).problems
+    except cs.RuleError as error:
+        problems = error.problems
+    assert ODD[rule].replace("\\\\", "\\") in str(problems[0])
+    assert problems[0].rule == rule
+
+
+EXPRESSIONS = [
+    "__import__('os')",
+    "a.b",
+    "1 if 2 else 3",
+    "[1]",
+    "'x'",
+    "1.5",
+    "2**9",
+    "1<2<3",
+    "not 1",
+    "x" * 300,
+    "f()",
+]
+
+
+@pytest.mark.parametrize("text", EXPRESSIONS)
+def test_nothing_but_arithmetic_is_an_expression(text: str) -> None:
+    with pytest.raises(cs.RuleError):
+        parse(f"drop a where={text.replace(' ', '')}")
+
+
+def test_a_rule_that_may_match_nothing() -> None:
+    assert _made(["drop nothing optional=yes", "w => v"], {"w": (1,)}) == ["v"]
+    with pytest.raises(cs.RuleError, match="one word too many"):
+        parse("expect w 1 optional=yes")

@@ -174,6 +174,66 @@ def test_s7_another_modality_does_not_load_the_first_convolution(resnet_bundle: 
     assert_same_tensors(model.state_dict(), want)
 
 
+def test_s7_a_first_convolution_is_adapted_from_rgb(ckpt: Any, resnet_bundle: Path, trained: nn.Module) -> None:
+    """To optical flow of ten channels and to grey, as timm does; the mean over the colours, as two-stream networks."""
+    from timm.models import adapt_input_conv
+
+    weight = trained.state_dict()["conv1.weight"]
+    for count, rule in ((10, "channels ^conv1 10"), (1, "channels ^conv1 1"), (10, "channels ^conv1 10 how=mean")):
+        output = f"{count}{'mean' in rule}.safetensors"
+        ran = ckpt("remap", resnet_bundle, "--rule", "strip module.", "--rule", rule, "-o", output)
+        assert ran.code == 0, ran.err
+        model = torchvision.models.resnet18()
+        model.conv1 = nn.Conv2d(count, 64, 7, 2, 3, bias=False)
+        model.load_state_dict(load_file(output), strict=True)
+        want = (
+            weight.mean(1, keepdim=True).expand(-1, 10, -1, -1) if "mean" in rule else adapt_input_conv(count, weight)
+        )
+        torch.testing.assert_close(model.conv1.weight.detach(), want, rtol=1e-6, atol=0)
+        assert_same_tensor(model.fc.weight.detach(), trained.state_dict()["fc.weight"])
+
+
+def test_s19_weights_are_clamped_copied_and_set_by_hand(ckpt: Any, trained: nn.Module) -> None:
+    state = trained.state_dict()
+    torch.save(state, "a.pth")
+    rules = [
+        r"clamp \.weight$ min=0 where=rank==4,d2==1,d3==1",
+        r"drop ^layer1\.1\.conv2\.weight$",
+        r"copy ^layer1\.1\.conv1\.weight$ => layer1.1.conv2.weight",
+        r"drop ^fc\.bias$",
+        "fill fc.bias 1000 0.5",
+    ]
+    ran = ckpt(
+        "remap", "a.pth", "--to", "torchvision:resnet18", "-o", "b.pth", *(w for r in rules for w in ("--rule", r))
+    )
+    assert ran.code == 0, ran.err
+    want = dict(state)
+    small = [key for key, value in state.items() if value.ndim == 4 and value.shape[2:] == (1, 1)]
+    assert len(small) == 3
+    want |= {key: state[key].clamp(min=0) for key in small}
+    want |= {"layer1.1.conv2.weight": state["layer1.1.conv1.weight"], "fc.bias": torch.full((1000,), 0.5)}
+    assert_same_tensors(loaded("b.pth").state_dict(), want)
+
+
+def test_s20_channels_that_both_have_are_copied_and_counted(ckpt: Any, trained: nn.Module) -> None:
+    torch.save(trained.state_dict(), "a.pth")
+    model = telling(torchvision.models.resnet18(num_classes=1200), seed=5)
+    model.layer2[0].conv1 = nn.Conv2d(64, 96, 3, 2, 1, bias=False)
+    model.layer2[0].bn1 = nn.BatchNorm2d(96)
+    model.layer2[0].conv2 = nn.Conv2d(96, 128, 3, 1, 1, bias=False)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    report = cs.load_into(model, "a.pth", mismatched="overlap")
+    after, source = model.state_dict(), trained.state_dict()
+    assert set(report.partly) == {key for key in before if before[key].shape != source[key].shape}
+    assert after["layer2.0.conv1.weight"].shape == (96, 64, 3, 3)
+    assert_same_tensor(after["layer2.0.conv1.weight"], source["layer2.0.conv1.weight"][:96])
+    assert_same_tensor(after["fc.weight"][:1000], source["fc.weight"])
+    assert_same_tensor(after["fc.weight"][1000:], before["fc.weight"][1000:])
+    assert "fc.weight (512000 of 614400 elements copied (83.3 %)" in str(report)
+    with_file = ["--to", "torchvision:resnet18,num_classes=1200", "--mismatched", "overlap", "--dry-run"]
+    assert "512000 of 614400 elements copied (83.3 %)" in ckpt("remap", "a.pth", *with_file).out
+
+
 def test_s8_sizes_of_one_are_squeezed_and_unsqueezed(ckpt: Any, trained: nn.Module) -> None:
     state = dict(trained.state_dict())
     state["conv1.weight"] = state["conv1.weight"].unsqueeze(2)

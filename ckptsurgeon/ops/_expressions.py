@@ -53,8 +53,10 @@ class Expression:
 
     def value(self, found: re.Match[str] | None, names: Mapping[str, int]) -> int:
         """The number that it comes to for a key; OperationError where there is none."""
-        values = [_value(condition, found, names, self.text) for condition in self.conditions]
-        return values[0] if len(values) == 1 else int(all(values))
+        if len(self.conditions) == 1:
+            return _value(self.conditions[0], found, names, self.text)
+        # one that is not so ends it: `rank==4,d3==1` asks no vector for its fourth size
+        return int(all(_value(condition, found, names, self.text) for condition in self.conditions))
 
 
 @lru_cache(maxsize=1024)
