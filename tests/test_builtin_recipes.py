@@ -65,10 +65,10 @@ def test_the_other_library_computes_the_same(way: Way) -> None:
     """It loads strictly what the recipe makes, and its outputs, other before, are then those of the source."""
     inputs = way.pair.inputs()
     source, target = told(way.source.make(), 1), told(way.target.make(), 2)
-    want = outputs(way.source, source, inputs)
-    assert error(outputs(way.target, target, inputs), want) > 0.1
     saved(source, "source.pth")
     made = converted(way, target)
+    want = outputs(way.source, source, inputs)
+    assert error(outputs(way.target, target, inputs), want) > 0.1
     target.load_state_dict(made, strict=True)
     assert error(outputs(way.target, target, inputs), want) < 1e-5
     for key, value in made.items():  # so that one in the wrong place, or in the wrong order, would have been seen
