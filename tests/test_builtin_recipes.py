@@ -88,3 +88,127 @@ def test_there_and_back_is_where_it_began(way: Way) -> None:
     cs.remap("there.pth", "back.safetensors", pairs.recipe(way.opposite, "there.pth", way.pair.variables))
     want = {key: value for key, value in state.items() if not re.search(way.pair.constants, key)}
     assert_same_tensors(load_file("back.safetensors"), want, ordered=False)
+
+
+# -- which checkpoints a recipe takes ----------------------------------------------------------
+
+
+def fits(state: Mapping[str, Tensor], keys: Mapping[str, list[int] | None]) -> bool:
+    """Whether keys are there, of these shapes."""
+    return all(
+        key in state
+        and (shape is None or [n if n == -1 else m for n, m in zip(shape, state[key].shape, strict=True)] == shape)
+        for key, shape in keys.items()
+    )
+
+
+@ways
+def test_keys_say_which_layout_it_is(way: Way) -> None:
+    """What a recipe expects is in the source, what it yields in the result and not in the source."""
+    data = read(way.recipe)
+    state = saved(way.source.make(), "source.pth")
+    assert fits(state, data.get("expects", {}))
+    made = cs.plan("source.pth", pairs.recipe(way.recipe, "source.pth", way.pair.variables)).check().result
+    if "yields" in data:
+        assert fits({key: made[key] for key in made}, data["yields"])  # type: ignore[misc]
+        assert not fits(state, data["yields"])
+
+
+def test_a_recipe_refuses_another_model() -> None:
+    """By what it expects, where that has names; by a rule that finds nothing or would make two tensors of one name
+    where it has none."""
+    sides = {side.layout: side for pair in PAIRS for side in (pair.left, pair.right)}
+    for layout, side in sides.items():
+        saved(side.make(), f"{layout}.pth")
+    for way in {way.recipe: way for way in WAYS}.values():
+        for layout in set(sides) - {way.source.layout}:
+            if way.recipe.startswith("mha-"):  # attention is a part of many models
+                continue
+            problems = cs.plan(f"{layout}.pth", pairs.recipe(way.recipe, f"{layout}.pth", way.pair.variables)).problems
+            assert problems, f"{way.recipe} takes {layout}"
+            refusal = str(problems[0].rule)
+            near = (way.source.layout, layout) == ("timm-vit", "timm-deit")
+            assert refusal.startswith("expect ") or near or "expects" not in read(way.recipe), (way.recipe, layout)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "make", "words"),
+    [
+        (
+            "torchvision-vit-to-timm",
+            lambda: pairs.vision_transformer.VisionTransformer(32, 8, 1, 4, 48, 96, representation_size=8),
+            "two tensors would be named 'head.weight'",
+        ),
+        ("timm-vit-to-torchvision", pairs.TIMM_DEIT.make, "two tensors would be named 'heads.head.weight'"),
+        ("timm-vit-to-transformers", pairs.TIMM_DEIT.make, "two tensors would be named 'classifier.weight'"),
+        (
+            "timm-vit-to-transformers",
+            lambda: pairs.timm_vit("vit_tiny_patch16_224", global_pool="avg"),
+            "the checkpoint has no such key",
+        ),
+        ("nanogpt-to-transformers", pairs.hf_gpt2, "the checkpoint has no such key"),
+        (
+            "mha-separate-to-joined",
+            lambda: nn.ModuleDict({"q_proj": nn.Linear(4, 4), "k_proj": nn.Linear(4, 4, False), "v_proj": nn.Linear(4, 4)}),
+            "gives nothing",
+        ),
+        ("mha-separate-to-joined", lambda: pairs.SeparateAttention(8, 2, 6), "cannot be joined"),
+        ("unwrap", lambda: nn.Sequential(nn.Linear(2, 2)), "no key"),
+    ],
+)  # fmt: skip
+def test_what_has_no_place_in_the_other_library_is_refused(recipe: str, make: Any, words: str) -> None:
+    saved(make(), "source.pth")
+    problems = cs.plan("source.pth", pairs.recipe(recipe, "source.pth", {})).problems
+    assert any(words in str(problem) for problem in problems), problems
+
+
+@pytest.mark.parametrize("recipe", ["timm-swin-to-transformers", "timm-swin-to-torchvision"])
+def test_timm_before_0_9_had_the_merging_a_stage_earlier_and_is_refused(recipe: str) -> None:
+    state = pairs.timm_swin().state_dict()
+    old = {re.sub(r"layers\.(\d)\.down", lambda m: f"layers.{int(m[1]) - 1}.down", key): v for key, v in state.items()}
+    torch.save(old, "source.pth")
+    problems = cs.plan("source.pth", pairs.recipe(recipe, "source.pth", {})).problems
+    assert "makes -1 of 'layers.0.downsample" in str(problems[0])
+
+
+# -- files as they are found -------------------------------------------------------------------
+
+WRITTEN = [way for way in WAYS if way.source.layout in ("transformers-vit", "transformers-deit", "transformers-swin",
+                                                        "transformers-gpt2", "transformers-clip", "transformers-llama")]  # fmt: skip
+
+
+@pytest.mark.parametrize("way", WRITTEN, ids=lambda way: way.id)
+def test_a_file_that_transformers_wrote_gives_the_same(way: Way) -> None:
+    """`save_pretrained` writes the names of transformers 4, and no tied head; the published files have them too."""
+    model: Any = told(way.source.make(), 1)
+    saved(model, "source.pth")
+    model.save_pretrained("written")
+    if way.source.layout in ("transformers-vit", "transformers-deit", "transformers-swin"):
+        assert set(load_file("written/model.safetensors")) != set(model.state_dict())
+    want = converted(way, way.target.make())
+    assert_same_tensors(converted(way, way.target.make(), "written/model.safetensors"), want, ordered=False)
+
+
+def test_transformers_writes_the_experts_of_mixtral_apart() -> None:
+    model: Any = told(pairs.hf_mixtral(), 1)
+    model.save_pretrained("written")
+    way = next(way for way in WAYS if way.recipe == "mixtral-separate-to-stacked")
+    assert_same_tensors(converted(way, source="written/model.safetensors"), model.state_dict(), ordered=False)
+
+
+LOADED = [way for way in WAYS if way.target.run in (pairs.logits, pairs.taught, pairs.hf_scores)]
+LOADED = [way for way in LOADED if way.target.layout != "mixtral-separate"]
+
+
+@pytest.mark.parametrize("way", LOADED, ids=lambda way: way.id)
+def test_transformers_loads_the_folder(way: Way) -> None:
+    """`from_pretrained` finds every tensor under the names that the recipe makes, and nothing else."""
+    saved(told(way.source.make(), 1), "source.pth")
+    target: Any = told(way.target.make(), 2)
+    want = converted(way, target)
+    target.config.save_pretrained("folder")
+    Path("made.safetensors").rename("folder/model.safetensors")
+    model, found = type(target).from_pretrained("folder", output_loading_info=True)
+    assert not any(found[word] for word in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    for key, value in model.state_dict().items():
+        assert_same_tensor(value, want[key], key)
