@@ -188,14 +188,10 @@ def taught(model: nn.Module, x: Tensor) -> Any:
     return made.cls_logits, made.distillation_logits
 
 
-TV_VIT = Side(
-    "torchvision-vit", lambda: vision_transformer.VisionTransformer(32, 8, 2, 4, 48, 96, num_classes=7), call
-)
+TV_VIT = Side("torchvision-vit", lambda: vision_transformer.VisionTransformer(32, 8, 2, 4, 48, 96, num_classes=7), call)
 TIMM_VIT = Side("timm-vit", partial(timm_vit, "vit_tiny_patch16_224"), call)
 TIMM_DEIT = Side("timm-deit", partial(timm_vit, "deit_tiny_distilled_patch16_224"), distilled)
-HF_VIT = Side(
-    "transformers-vit", lambda: transformers.ViTForImageClassification(transformers.ViTConfig(**VIT)), logits
-)
+HF_VIT = Side("transformers-vit", lambda: transformers.ViTForImageClassification(transformers.ViTConfig(**VIT)), logits)
 HF_DEIT = Side(
     "transformers-deit",
     lambda: transformers.DeiTForImageClassificationWithTeacher(transformers.DeiTConfig(**VIT)),
@@ -220,9 +216,7 @@ WIDTHS, DEPTHS = (8, 12, 16, 20), (1, 2, 2, 1)
 
 def tv_convnext() -> nn.Module:
     outs = (*WIDTHS[1:], None)
-    stages = [
-        convnext.CNBlockConfig(width, out, depth) for width, out, depth in zip(WIDTHS, outs, DEPTHS, strict=True)
-    ]
+    stages = [convnext.CNBlockConfig(width, out, depth) for width, out, depth in zip(WIDTHS, outs, DEPTHS, strict=True)]
     return convnext.ConvNeXt(stages, num_classes=7)
 
 

@@ -4,14 +4,17 @@ loads the converted state dict strictly, give the same outputs."""
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pairs
 import pytest
+import small_models
 import torch
 from helpers import assert_same_tensor, assert_same_tensors
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from pairs import PAIRS, WAYS, Way, error, outputs, read, told
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -25,6 +28,15 @@ ALONE = {"unwrap"}
 """Recipes between no two models."""
 RECIPES = sorted(path.stem for path in pairs.FOLDER.glob("*.yaml"))
 ways = pytest.mark.parametrize("way", WAYS, ids=lambda way: way.id)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread() -> Iterator[None]:
+    """The models are so small that threads wait for each other longer than they compute."""
+    count = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(count)
 
 
 def saved(model: nn.Module, path: str) -> dict[str, Tensor]:
@@ -212,3 +224,180 @@ def test_transformers_loads_the_folder(way: Way) -> None:
     assert not any(found[word] for word in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     for key, value in model.state_dict().items():
         assert_same_tensor(value, want[key], key)
+
+
+def gpt2_of_the_hub(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    masks = {f"h.{i}.attn.bias": torch.ones(1, 1, 16, 16).tril() for i in range(2)}
+    masks |= {f"h.{i}.attn.masked_bias": torch.tensor(-1e4) for i in range(2)}
+    return masks | {key.removeprefix("transformer."): v for key, v in state.items() if key != "lm_head.weight"}
+
+
+def with_more(**more: Tensor) -> Callable[[dict[str, Tensor]], dict[str, Tensor]]:
+    return lambda state: state | {key.replace("__", "."): value for key, value in more.items()}
+
+
+def renamed(*pairs: tuple[str, str]) -> Callable[[dict[str, Tensor]], dict[str, Tensor]]:
+    def change(state: dict[str, Tensor]) -> dict[str, Tensor]:
+        for pattern, template in pairs:
+            state = {re.sub(pattern, template, key): value for key, value in state.items()}
+        return state
+
+    return change
+
+
+def convolved(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {k: v[..., None, None] if re.search(r"mlp\.fc\d\.weight$", k) else v for k, v in state.items()}
+
+
+@pytest.mark.parametrize(
+    ("recipe", "change"),
+    [
+        ("timm-convnext-to-torchvision", convolved),
+        ("timm-convnext-to-transformers", convolved),
+        ("torchvision-vit-to-timm", renamed((r"mlp\.0\.", "mlp.linear_1."), (r"mlp\.3\.", "mlp.linear_2."))),
+        ("nanogpt-to-transformers", with_more(transformer__h__0__attn__bias=torch.ones(1, 1, 16, 16).tril())),
+        ("transformers-gpt2-to-nanogpt", gpt2_of_the_hub),
+        ("meta-llama-to-transformers", with_more(rope__freqs=torch.rand(4))),
+        ("transformers-llama-to-meta", with_more(model__layers__0__self_attn__rotary_emb__inv_freq=torch.rand(4))),
+        ("openai-clip-to-transformers", with_more(input_resolution=torch.tensor(32), context_length=torch.tensor(10))),
+        ("transformers-clip-to-openai", with_more(text_model__embeddings__position_ids=torch.arange(10)[None])),
+        ("timm-swin-to-transformers", with_more(layers__0__blocks__1__attn_mask=torch.rand(4, 16, 16))),
+        (
+            "transformers-swin-to-timm",
+            with_more(swin__encoder__layers__0__blocks__0__attention__self__relative_position_index=torch.ones(16, 16)),
+        ),
+    ],
+)
+def test_older_files_give_the_same(recipe: str, change: Callable[[dict[str, Tensor]], dict[str, Tensor]]) -> None:
+    """What other versions of a library kept or named otherwise makes no difference."""
+    way = next(way for way in WAYS if way.recipe == recipe)
+    state = saved(told(way.source.make(), 1), "source.pth")
+    want = converted(way, way.target.make())
+    torch.save(change(state), "older.pth")
+    assert_same_tensors(converted(way, way.target.make(), "older.pth"), want, ordered=False)
+
+
+def test_attention_to_tokens_of_another_width_has_its_projections_apart_already() -> None:
+    """torch keeps q_proj_weight, k_proj_weight and v_proj_weight there, and the biases joined."""
+    joined = told(nn.MultiheadAttention(24, 4, kdim=10, vdim=10, batch_first=True), 1)
+    saved(joined, "source.pth")
+    cs.remap("source.pth", "made.safetensors", pairs.recipe("mha-joined-to-separate", "source.pth", {}))
+    separate = small_models.SeparateAttention(24, 4, 10)
+    separate.load_state_dict(load_file("made.safetensors"), strict=True)
+    inputs = torch.randn(2, 7, 24), torch.randn(2, 5, 10), torch.randn(2, 5, 10)
+    torch.testing.assert_close(separate(*inputs)[0], joined(*inputs)[0])
+
+
+def test_timm_and_transformers_are_one_step_or_two_from_torchvision() -> None:
+    """By way of timm or straight, Swin comes to the same tensors."""
+    saved(told(pairs.tv_swin(), 1), "source.pth")
+    for name, source, output in (
+        ("torchvision-swin-to-timm", "source.pth", "timm.pth"),
+        ("timm-swin-to-transformers", "timm.pth", "two.safetensors"),
+        ("torchvision-swin-to-transformers", "source.pth", "one.safetensors"),
+    ):
+        cs.remap(source, output, pairs.recipe(name, source, {}))
+    assert_same_tensors(load_file("two.safetensors"), load_file("one.safetensors"), ordered=False)
+
+
+# -- unwrap ------------------------------------------------------------------------------------
+
+
+class Layered(nn.Module):
+    """Names that look like wrappers and are none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.modulex = nn.Linear(2, 2)
+        self.my_module = nn.Linear(2, 2)
+        self.model = nn.ModuleDict({"layers": nn.ModuleList(nn.Linear(2, 2) for _ in range(2))})
+        self.encoder = nn.ModuleDict({"module_list": nn.Linear(2, 2), "module": nn.Linear(2, 2)})
+
+
+def fabric(model: nn.Module) -> nn.Module:
+    from lightning_fabric.wrappers import _FabricModule
+
+    class Strategy:
+        pass
+
+    return _FabricModule(model, Strategy())  # type: ignore[arg-type]
+
+
+def inside(wrap: Callable[[nn.Module], nn.Module]) -> Callable[[Layered], nn.Module]:
+    def change(model: Any) -> nn.Module:
+        model.model["layers"][0] = wrap(model.model["layers"][0])
+        model.encoder["module_list"] = wrap(model.encoder["module_list"])
+        return model
+
+    return change
+
+
+def checkpointed(model: nn.Module) -> nn.Module:
+    from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
+
+    return checkpoint_wrapper(model)
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        nn.DataParallel,
+        torch.compile,
+        lambda m: torch.compile(nn.DataParallel(m)),
+        lambda m: nn.DataParallel(torch.compile(m)),
+        lambda m: nn.DataParallel(torch.compile(nn.DataParallel(torch.compile(m)))),
+        torch.optim.swa_utils.AveragedModel,
+        lambda m: torch.optim.swa_utils.AveragedModel(torch.compile(m)),
+        fabric,
+        lambda m: fabric(nn.DataParallel(m)),
+        inside(torch.compile),
+        inside(checkpointed),
+        lambda m: nn.DataParallel(inside(lambda part: checkpointed(torch.compile(part)))(m)),
+    ],
+    ids=["DataParallel", "compile", "compile DataParallel", "DataParallel compile", "four", "AveragedModel",
+         "AveragedModel compile", "Fabric", "Fabric DataParallel", "compile inside", "checkpoint inside", "both"],
+)  # fmt: skip
+def test_unwrap_gives_the_names_of_the_model_itself(wrap: Callable[[nn.Module], nn.Module]) -> None:
+    """Also of wrappers that take their own name out of a state dict: of the names that parameters have in them."""
+    want = Layered().state_dict()
+    model = wrap(Layered())
+    found = {"state": model.state_dict(), "named": dict(model.named_parameters())}
+    wrapped = {name: state for name, state in found.items() if state.keys() != want.keys()}
+    assert wrapped
+    for name, state in wrapped.items():
+        torch.save({key: value.detach() for key, value in state.items()}, f"{name}.pth")
+        made = cs.plan(f"{name}.pth", pairs.recipe("unwrap", f"{name}.pth", {})).check().result
+        assert list(made) == list(want)
+
+
+WRAPPERS = ["_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module"]
+
+
+@given(
+    leading=st.lists(st.sampled_from([*WRAPPERS, "module"]), max_size=5),
+    within=st.lists(st.sampled_from(WRAPPERS), max_size=3),
+    depth=st.integers(1, 3),
+)
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_unwrap_takes_wrappers_off_in_any_order(leading: list[str], within: list[str], depth: int) -> None:
+    names = [key.split(".") for key in Layered().state_dict()]
+    keys = [
+        ".".join([*leading, *name[:depth], *(within if len(name) > depth else []), *name[depth:]]) for name in names
+    ]
+    torch.save(dict.fromkeys(keys, torch.zeros(1)), "source.pth")
+    if leading or within:
+        made = cs.plan("source.pth", pairs.recipe("unwrap", "source.pth", {})).check().result
+        assert list(made) == list(Layered().state_dict())
+
+
+def test_the_names_of_wrappers_are_those_of_torch() -> None:
+    from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import _CHECKPOINT_WRAPPED_MODULE
+    from torch.distributed.fsdp._common_utils import FSDP_WRAPPED_MODULE
+
+    assert {FSDP_WRAPPED_MODULE, _CHECKPOINT_WRAPPED_MODULE} < set(WRAPPERS)
+
+
+def test_unwrap_leaves_a_module_inside_and_a_model_before() -> None:
+    keys = ["model.embed.weight", "lm_head.weight", "encoder.module.weight", "module_list.0.weight"]
+    torch.save({f"_orig_mod.{key}": torch.zeros(1) for key in keys}, "source.pth")
+    assert list(cs.plan("source.pth", pairs.recipe("unwrap", "source.pth", {})).check().result) == keys
