@@ -95,8 +95,10 @@ def error(got: list[Tensor], want: list[Tensor]) -> float:
 
 @torch.no_grad()
 def outputs(side: Side, model: nn.Module, inputs: tuple[Tensor, ...]) -> list[Tensor]:
-    """What is compared, in double precision, so that only what the libraries do themselves in float32 differs; the model
-    stays in it."""
+    """What is compared, in double precision, so that only what the libraries do themselves in float32 differs.
+
+    The model stays in double precision.
+    """
     made = side.run(model.double(), *(x.double() if x.is_floating_point() else x for x in inputs))
     return [made] if isinstance(made, Tensor) else list(made)
 

@@ -13,8 +13,6 @@ import pytest
 import small_models
 import torch
 from helpers import assert_same_tensor, assert_same_tensors
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 from pairs import PAIRS, WAYS, Way, error, outputs, read, told
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -25,7 +23,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*torch.nn.utils.weight_norm.*is deprecated:FutureWarning"),
 ]
 ALONE = {"unwrap"}
-"""Recipes between no two models."""
+"""Recipes between no two models: test_unwrap.py is about it."""
 RECIPES = sorted(path.stem for path in pairs.FOLDER.glob("*.yaml"))
 ways = pytest.mark.parametrize("way", WAYS, ids=lambda way: way.id)
 
@@ -58,7 +56,7 @@ def converted(way: Way, model: nn.Module | None = None, source: str = "source.pt
 
 def test_every_recipe_has_a_proof() -> None:
     """A file in the folder of which no test here says that it is right is a failure."""
-    assert RECIPES == sorted({way.recipe for way in WAYS} | ALONE)
+    assert sorted({way.recipe for way in WAYS} | ALONE) == RECIPES
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -82,7 +80,7 @@ def test_the_other_library_computes_the_same(way: Way) -> None:
     want = outputs(way.source, source, inputs)
     assert error(outputs(way.target, target, inputs), want) > 0.1
     target.load_state_dict(made, strict=True)
-    assert error(outputs(way.target, target, inputs), want) < 1e-5
+    assert error(outputs(way.target, target, inputs), want) < 1e-6
     for key, value in made.items():  # so that one in the wrong place, or in the wrong order, would have been seen
         if value.is_floating_point() and not re.search(way.pair.silent, key):
             turned = value.flatten().flip(0).reshape(value.shape) if value.numel() > 1 else 1.5 * value
@@ -161,7 +159,7 @@ def test_a_recipe_refuses_another_model() -> None:
         ("nanogpt-to-transformers", pairs.hf_gpt2, "the checkpoint has no such key"),
         (
             "mha-separate-to-joined",
-            lambda: nn.ModuleDict({"q_proj": nn.Linear(4, 4), "k_proj": nn.Linear(4, 4, False), "v_proj": nn.Linear(4, 4)}),
+            lambda: nn.ModuleDict({f"{name}_proj": nn.Linear(4, 4, bias=name != "k") for name in "qkv"}),
             "gives nothing",
         ),
         ("mha-separate-to-joined", lambda: pairs.SeparateAttention(8, 2, 6), "cannot be joined"),
@@ -185,8 +183,12 @@ def test_timm_before_0_9_had_the_merging_a_stage_earlier_and_is_refused(recipe: 
 
 # -- files as they are found -------------------------------------------------------------------
 
-WRITTEN = [way for way in WAYS if way.source.layout in ("transformers-vit", "transformers-deit", "transformers-swin",
-                                                        "transformers-gpt2", "transformers-clip", "transformers-llama")]  # fmt: skip
+V4_NAMES = ("transformers-vit", "transformers-deit", "transformers-swin")
+WRITTEN = [
+    way
+    for way in WAYS
+    if way.source.layout in (*V4_NAMES, "transformers-gpt2", "transformers-clip", "transformers-llama")
+]
 
 
 @pytest.mark.parametrize("way", WRITTEN, ids=lambda way: way.id)
@@ -195,7 +197,7 @@ def test_a_file_that_transformers_wrote_gives_the_same(way: Way) -> None:
     model: Any = told(way.source.make(), 1)
     saved(model, "source.pth")
     model.save_pretrained("written")
-    if way.source.layout in ("transformers-vit", "transformers-deit", "transformers-swin"):
+    if way.source.layout in V4_NAMES:
         assert set(load_file("written/model.safetensors")) != set(model.state_dict())
     want = converted(way, way.target.make())
     assert_same_tensors(converted(way, way.target.make(), "written/model.safetensors"), want, ordered=False)
@@ -298,106 +300,3 @@ def test_timm_and_transformers_are_one_step_or_two_from_torchvision() -> None:
     ):
         cs.remap(source, output, pairs.recipe(name, source, {}))
     assert_same_tensors(load_file("two.safetensors"), load_file("one.safetensors"), ordered=False)
-
-
-# -- unwrap ------------------------------------------------------------------------------------
-
-
-class Layered(nn.Module):
-    """Names that look like wrappers and are none."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.modulex = nn.Linear(2, 2)
-        self.my_module = nn.Linear(2, 2)
-        self.model = nn.ModuleDict({"layers": nn.ModuleList(nn.Linear(2, 2) for _ in range(2))})
-        self.encoder = nn.ModuleDict({"module_list": nn.Linear(2, 2), "module": nn.Linear(2, 2)})
-
-
-def fabric(model: nn.Module) -> nn.Module:
-    from lightning_fabric.wrappers import _FabricModule
-
-    class Strategy:
-        pass
-
-    return _FabricModule(model, Strategy())  # type: ignore[arg-type]
-
-
-def inside(wrap: Callable[[nn.Module], nn.Module]) -> Callable[[Layered], nn.Module]:
-    def change(model: Any) -> nn.Module:
-        model.model["layers"][0] = wrap(model.model["layers"][0])
-        model.encoder["module_list"] = wrap(model.encoder["module_list"])
-        return model
-
-    return change
-
-
-def checkpointed(model: nn.Module) -> nn.Module:
-    from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
-
-    return checkpoint_wrapper(model)
-
-
-@pytest.mark.parametrize(
-    "wrap",
-    [
-        nn.DataParallel,
-        torch.compile,
-        lambda m: torch.compile(nn.DataParallel(m)),
-        lambda m: nn.DataParallel(torch.compile(m)),
-        lambda m: nn.DataParallel(torch.compile(nn.DataParallel(torch.compile(m)))),
-        torch.optim.swa_utils.AveragedModel,
-        lambda m: torch.optim.swa_utils.AveragedModel(torch.compile(m)),
-        fabric,
-        lambda m: fabric(nn.DataParallel(m)),
-        inside(torch.compile),
-        inside(checkpointed),
-        lambda m: nn.DataParallel(inside(lambda part: checkpointed(torch.compile(part)))(m)),
-    ],
-    ids=["DataParallel", "compile", "compile DataParallel", "DataParallel compile", "four", "AveragedModel",
-         "AveragedModel compile", "Fabric", "Fabric DataParallel", "compile inside", "checkpoint inside", "both"],
-)  # fmt: skip
-def test_unwrap_gives_the_names_of_the_model_itself(wrap: Callable[[nn.Module], nn.Module]) -> None:
-    """Also of wrappers that take their own name out of a state dict: of the names that parameters have in them."""
-    want = Layered().state_dict()
-    model = wrap(Layered())
-    found = {"state": model.state_dict(), "named": dict(model.named_parameters())}
-    wrapped = {name: state for name, state in found.items() if state.keys() != want.keys()}
-    assert wrapped
-    for name, state in wrapped.items():
-        torch.save({key: value.detach() for key, value in state.items()}, f"{name}.pth")
-        made = cs.plan(f"{name}.pth", pairs.recipe("unwrap", f"{name}.pth", {})).check().result
-        assert list(made) == list(want)
-
-
-WRAPPERS = ["_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module"]
-
-
-@given(
-    leading=st.lists(st.sampled_from([*WRAPPERS, "module"]), max_size=5),
-    within=st.lists(st.sampled_from(WRAPPERS), max_size=3),
-    depth=st.integers(1, 3),
-)
-@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_unwrap_takes_wrappers_off_in_any_order(leading: list[str], within: list[str], depth: int) -> None:
-    names = [key.split(".") for key in Layered().state_dict()]
-    keys = [
-        ".".join([*leading, *name[:depth], *(within if len(name) > depth else []), *name[depth:]]) for name in names
-    ]
-    torch.save(dict.fromkeys(keys, torch.zeros(1)), "source.pth")
-    if leading or within:
-        made = cs.plan("source.pth", pairs.recipe("unwrap", "source.pth", {})).check().result
-        assert list(made) == list(Layered().state_dict())
-
-
-def test_the_names_of_wrappers_are_those_of_torch() -> None:
-    from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import _CHECKPOINT_WRAPPED_MODULE
-    from torch.distributed.fsdp._common_utils import FSDP_WRAPPED_MODULE
-
-    assert {FSDP_WRAPPED_MODULE, _CHECKPOINT_WRAPPED_MODULE} < set(WRAPPERS)
-
-
-def test_unwrap_leaves_a_module_inside_and_a_model_before() -> None:
-    keys = ["model.embed.weight", "lm_head.weight", "encoder.module.weight", "module_list.0.weight"]
-    torch.save({f"_orig_mod.{key}": torch.zeros(1) for key in keys}, "source.pth")
-    assert list(cs.plan("source.pth", pairs.recipe("unwrap", "source.pth", {})).check().result) == keys
