@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     from ckptsurgeon.checkpoint import Checkpoint as Checkpoint
     from ckptsurgeon.checkpoint import Target as Target
     from ckptsurgeon.comparison import Comparison as Comparison
+    from ckptsurgeon.cookbook import Builtin as Builtin
+    from ckptsurgeon.cookbook import invert as invert
+    from ckptsurgeon.cookbook import recipes as recipes
     from ckptsurgeon.differ import Diff as Diff
     from ckptsurgeon.dtypes import DType as DType
     from ckptsurgeon.errors import AmbiguousError as AmbiguousError
@@ -29,6 +32,7 @@ if TYPE_CHECKING:
     from ckptsurgeon.formats import Document as Document
     from ckptsurgeon.formats import inspect as inspect
     from ckptsurgeon.inert import Opaque as Opaque
+    from ckptsurgeon.inverter import Inversion as Inversion
     from ckptsurgeon.limits import Limits as Limits
     from ckptsurgeon.limits import limited as limited
     from ckptsurgeon.plans import Plan as Plan
@@ -55,6 +59,7 @@ _HOMES = {
     "audit": ("verify",),
     "checkpoint": ("Checkpoint", "Target"),
     "comparison": ("Comparison",),
+    "cookbook": ("Builtin", "invert", "recipes"),
     "differ": ("Diff",),
     "dtypes": ("DType",),
     "errors": (
@@ -72,6 +77,7 @@ _HOMES = {
     "finetune": ("LoadReport", "load_into"),
     "formats": ("Document", "inspect"),
     "inert": ("Opaque",),
+    "inverter": ("Inversion",),
     "limits": ("Limits", "limited"),
     "plans": ("Plan",),
     "provenance": ("Provenance",),

@@ -20,7 +20,8 @@ Made = tuple[Match, tuple[TensorRef, ...]]
 class Applying:
     """The names and tensors between two rules, and what the rules did so far.
 
-    `origin` says of a name the key of the source that it was first, `again` gives the steps of the same plan made once
+    `origin` says of a name the key of the source that it was first (of one that is made of several, all of them),
+    `parted` are keys of the source that were cut into several.  `again` gives the steps of the same plan made once
     more, for their edges.
     """
 
@@ -34,7 +35,8 @@ class Applying:
     ) -> None:
         self.source, self.target, self.allow_unused, self.seed, self.again = source, target, allow_unused, seed, again
         self.refs: dict[str, TensorRef] = dict(source.tensors)
-        self.origin: dict[str, str] = {key: key for key in source}
+        self.origin: dict[str, str | tuple[str, ...]] = {key: key for key in source}
+        self.parted: set[str] = set()
         self.steps: list[Step] = []
         self.problems: list[Problem] = []
         self.dropped: dict[str, str] = {}
@@ -51,7 +53,7 @@ class Applying:
             self.problems.append(replace(about(rule, match.problem or ""), key=match.inputs[0], kind=kind))
         used = [match for match in matches if match.refused is None and match.problem is None]
         if not used:
-            tolerated = self.allow_unused and not rule.operation.needed
+            tolerated = (self.allow_unused or rule.args.get("optional")) and not rule.operation.needed
             if not tolerated and not wrong and by == "rule":
                 self.problems.append(_unused(rule, matches, list(self.refs)))
             return
@@ -93,8 +95,10 @@ class Applying:
         return any(self.refs.get(name) is not ref for name, ref in zip(match.outputs, outs, strict=True))
 
     def _made(self, rule: Rule, matches: list[Match]) -> list[Made]:
+        operation, args, here = rule.operation, rule.args, self.refs
+        if operation.as_is:
+            return [(match, tuple([here[name] for name in match.inputs]) if match.outputs else ()) for match in matches]
         made: list[Made] = []
-        operation, args = rule.operation, rule.args
         if "seed" in options_of(rule) and "seed" not in args:
             args = {**args, "seed": self.seed}
         for match in matches:
@@ -139,10 +143,20 @@ class Applying:
             for one in at.get(key, ()):
                 placing.all(one, key)
                 if not one[0].outputs:
-                    self.dropped[self.origin.get(key, key)] = f"rule `{rule.text}`"
+                    self.drop(key, f"rule `{rule.text}`")
         for one in new:
             placing.all(one, f"rule `{rule.text}`")
         self.refs, self.origin = placing.refs, placing.origin
+
+    def origins(self, name: str) -> tuple[str, ...]:
+        """The keys of the source that a name is made of."""
+        found = self.origin.get(name, ())
+        return (found,) if isinstance(found, str) else found
+
+    def drop(self, name: str, why: str) -> None:
+        """Note of the keys of the source that a name is made of that it goes."""
+        for key in self.origins(name):
+            self.dropped[key] = f"{why}, its part {name!r}" if key in self.parted else why
 
 
 class _Placing:
@@ -151,19 +165,30 @@ class _Placing:
     def __init__(self, rule: Rule, work: Applying) -> None:
         self.rule, self.work = rule, work
         self.refs: dict[str, TensorRef] = {}
-        self.origin: dict[str, str] = {}
+        self.origin: dict[str, str | tuple[str, ...]] = {}
+        self.makers: dict[str, str] = {}
 
     def all(self, made: Made, source: str) -> None:
-        for name, ref in zip(made[0].outputs, made[1], strict=True):
-            self.put(name, ref, source)
+        match, refs = made
+        if len(match.outputs) > 1:
+            self.work.parted.update(self.work.origins(source))
+        origin: str | tuple[str, ...] = self.work.origin.get(source, ())
+        if len(match.inputs) > 1:
+            origin = tuple(dict.fromkeys(key for name in match.inputs for key in self.work.origins(name)))
+        for name, ref in zip(match.outputs, refs, strict=True):
+            self.put(name, ref, source, origin)
 
-    def put(self, name: str, ref: TensorRef, source: str) -> None:
-        """A tensor that was called `source` before the rule."""
+    def put(self, name: str, ref: TensorRef, source: str, origin: str | tuple[str, ...] | None = None) -> None:
+        """A tensor that was called `source` before the rule, or is made of it."""
         if name not in self.refs and name:  # nearly all
-            self.refs[name], self.origin[name] = ref, self.work.origin.get(source, source)
+            self.refs[name] = ref
+            self.origin[name] = self.work.origin.get(source, ()) if origin is None else origin
+            if name != source:
+                self.makers[name] = source
             return
         if name:
-            text = f"two tensors would be named {name!r}: {self.origin[name]!r} and {source!r}"
+            first = self.makers.get(name, name)
+            text = f"two tensors would be named {name!r}: {first!r} and {source!r}"
         else:
             text = f"{source!r} would have the empty name"
         problem = replace(about(self.rule, text), key=name or source, kind="collision")

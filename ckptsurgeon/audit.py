@@ -145,6 +145,8 @@ def _proof(
         if wrong:
             return proofs.refuted(label, recipe, *wrong)
     made = plan(against, recipe, target, select=select, **how).check()
+    if recorded:
+        proofs.check_memory(made.result)
     place = said.place if recorded and said is not None else select if document.main is None else None
     ckpt = document.checkpoint(place)
     return proofs.prove(made.result, ckpt, label, recipe, recorded, progress)

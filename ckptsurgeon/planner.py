@@ -13,9 +13,10 @@ from functools import cache
 from math import prod
 from typing import TYPE_CHECKING, Any
 
-from ckptsurgeon import versions, wrappers
+from ckptsurgeon import recognition, versions, wrappers
 from ckptsurgeon.applying import Applying, options_of
 from ckptsurgeon.checkpoint import Checkpoint, Target, buffer_words
+from ckptsurgeon.collecting import uncollected
 from ckptsurgeon.dtypes import DType
 from ckptsurgeon.errors import MOST_SHOWN, Problem, UsageError
 from ckptsurgeon.ops import reshaped
@@ -60,8 +61,9 @@ def _replayable(
 
     def made(again: Callable[[], tuple[Step, ...]] | None) -> Plan:
         work = _Work(source, target, allow_unused, seed, again)
-        work_on(work)
-        return work.finish()
+        with uncollected():
+            work_on(work)
+            return work.finish()
 
     return made(cache(lambda: made(None).steps))
 
@@ -130,15 +132,24 @@ class _Work(Applying):
         self.warnings: list[str] = []
         self.overlapped: dict[str, int] = {}
         self.initialised: list[str] = []
+        self.stopped = False
 
     def rules(self, recipe: Recipe) -> bool:
-        """Every rule in order; False where the recipe is for another checkpoint, and no more is done."""
-        for rule in recipe.rules:
-            before = len(self.problems)
-            self.apply(rule)
-            if rule.operation.guards and len(self.problems) > before:
-                return False
-        return True
+        """Every rule in order; False where the recipe is not for this checkpoint, and no more is done."""
+        applied = recognition.recorded(recipe, self.source)
+        if applied is None:
+            for rule in recipe.rules:
+                before = len(self.problems)
+                self.apply(rule)
+                if rule.operation.guards and len(self.problems) > before:
+                    applied = recognition.yielded(recipe, self.source)
+                    self.stopped = True
+                    break
+        if not self.steps and self.problems and all(problem.kind == "unused" for problem in self.problems):
+            applied = applied or recognition.named(recipe, self.source)
+        if applied is not None:
+            self.problems = [Problem(applied, kind="applied")]
+        return applied is None and not self.stopped
 
     def all(self, recipe: Recipe, policies: Policies, dtype: DType | None) -> None:
         """The rules, then what settles the differences to the target, then the dtype."""
@@ -196,7 +207,7 @@ class _Work(Applying):
         elif policy == "drop":
             for key in extra:
                 del self.refs[key]
-                self.dropped[self.origin.get(key, key)] = f"not a key of {target.label}"
+                self.drop(key, f"not a key of {target.label}")
             self._policy("--unexpected drop", [((key,), ()) for key in extra])
         else:
             for key in extra:
@@ -222,7 +233,8 @@ class _Work(Applying):
                 done.setdefault("--mismatched overlap", []).append(((key,), (key,)))
             elif policy == "drop" or fit:
                 del self.refs[key]
-                self.dropped[self.origin.get(key, key)] = self.mismatched[key] = f"other shape: {shapes}"
+                self.mismatched[key] = f"other shape: {shapes}"
+                self.drop(key, self.mismatched[key])
                 done.setdefault("--mismatched drop", []).append(((key,), ()))
             else:
                 self.problems.append(Problem(f"{key!r}: {shapes}{_way_out(policy)}", key=key, kind="shape"))
@@ -294,7 +306,7 @@ class _Work(Applying):
     # -- the end -----------------------------------------------------------------------------
 
     def finish(self) -> Plan:
-        pairs = ((self.origin[key], key) for key in self.refs if key in self.origin)
+        pairs = ((origins[0], key) for key in self.refs if (origins := self.origins(key)))
         renamed = versions.renamed(self.source.versions, self.source, pairs)
         result = self.source.replace(tensors=self.refs, versions=renamed, provenance=self.source.provenance)
         return Plan(

@@ -11,11 +11,12 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from ckptsurgeon import charges, formats, nonfinite
+from ckptsurgeon import charges, evaluate, formats, nonfinite
 from ckptsurgeon.checkpoint import Checkpoint, Target
 from ckptsurgeon.comparison import in_steps
-from ckptsurgeon.errors import InputError, UsageError, brief, shown
-from ckptsurgeon.ops import Args, Match, Names
+from ckptsurgeon.errors import InputError, LimitError, UsageError, brief, shown
+from ckptsurgeon.limits import current
+from ckptsurgeon.ops import Args, Match, Names, Numbered
 from ckptsurgeon.provenance import Provenance, header_digest
 from ckptsurgeon.rules import Recipe, Rule
 from ckptsurgeon.sources import Apply, Fill, Pieces, Source
@@ -160,8 +161,8 @@ class _Steps:
 
 def _patient(rule: Rule, steps: _Steps) -> Rule:
     """The same rule; it refuses names on which its pattern could take very long, and to make names without end."""
-    forms = [_form(value.pattern) for value in rule.args.values() if isinstance(value, re.Pattern)]
-    template = rule.args.get("template", "")
+    forms = [_form(pattern) for pattern in _patterns(rule)]
+    template = "".join((rule.args.get("template", ""), *rule.args.get("templates", ())))
     if None in forms:
         raise _impatient(rule, "take very long")
 
@@ -179,6 +180,25 @@ def _patient(rule: Rule, steps: _Steps) -> Rule:
             yield found
 
     return replace(rule, operation=replace(rule.operation, match=match))
+
+
+def check_memory(made: Checkpoint) -> None:
+    """LimitError for what a recorded recipe makes that would take too much memory at once."""
+    limits = current()
+    for key, ref in made.items():
+        if (needed := evaluate.holds(ref)) > limits.view_bytes:
+            words = f"to make it as the file records takes {needed} bytes of memory at once"
+            raise LimitError(words, "view_bytes", limits.view_bytes, key=key)
+
+
+def _patterns(rule: Rule) -> Iterator[str]:
+    """The texts of all patterns of a rule."""
+    for value in rule.args.values():
+        for pattern in value if isinstance(value, tuple) else (value,):
+            if isinstance(pattern, Numbered):
+                yield pattern.text.replace("{i}", r"\d+")
+            elif isinstance(pattern, re.Pattern):
+                yield pattern.pattern
 
 
 def _impatient(rule: Rule, what: str) -> UsageError:

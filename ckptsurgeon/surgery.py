@@ -7,7 +7,7 @@ planner.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypedDict, Unpack
 
@@ -136,6 +136,26 @@ class PlanOptions(TypedDict, total=False):
     seed: int
     allow_unused: bool
     cache: bool
+    beside: Mapping[str, Source] | None
+
+
+def together(ckpt: Checkpoint, beside: Mapping[str, Source] | None) -> Checkpoint:
+    """A checkpoint with the tensors of others, whose keys begin with the name of each and a dot; what else is in the
+    files is the first one's.
+
+    Raises UsageError for names that are none, and keys that are there already.
+    """
+    if not beside:
+        return ckpt
+    tensors = dict(ckpt.tensors)
+    for name, source in beside.items():
+        if not name or name != name.strip("."):
+            raise UsageError(f"another checkpoint is called by a name of its own, as in --with lora=FILE, not {name!r}")
+        for key, ref in as_checkpoint(source).items():
+            if f"{name}.{key}" in tensors:
+                raise UsageError(f"--with {name}: there is a {name + '.' + key!r} already; choose another name")
+            tensors[f"{name}.{key}"] = ref
+    return ckpt.replace(tensors=tensors)
 
 
 def plan(
@@ -152,6 +172,7 @@ def plan(
     seed: int = 0,
     allow_unused: bool = False,
     cache: bool = True,
+    beside: Mapping[str, Source] | None = None,
 ) -> Plan:
     """Plan a surgery; no tensor is read, nothing is written, and every problem is in `.problems`.
 
@@ -162,7 +183,8 @@ def plan(
     "init" (as the model does, from `seed`) or "skip".  `fit` stands for drop, reshape and init, takes
     wrappers such as `module.` off the names, and drops what still has another shape.  `dtype`
     casts the floating tensors of the result; `allow_unused` tolerates rules that match nothing;
-    `cache` is that of `target_of`.
+    `cache` is that of `target_of`.  `beside` are other checkpoints whose tensors the rules may take, as
+    `NAME.key`.  What a recipe says of the target and the policies holds where nothing else is given.
 
     Raises RuleError for rules that cannot be read, UsageError for policies without `to`.
     """
@@ -171,15 +193,21 @@ def plan(
     from ckptsurgeon.rules import Recipe
 
     recipe = Recipe.of(rules)
-    ckpt = as_checkpoint(source, select or recipe.select)
+    ckpt = together(as_checkpoint(source, select or recipe.select), beside)
+    to, said = recipe.to if to is None else to, recipe.options
     return planner.plan(
         ckpt,
         recipe,
         None if to is None else target_of(to, select, cache=cache),
-        Policies(unexpected, mismatched, missing, fit),
-        dtype=as_dtype(dtype),
-        seed=seed,
-        allow_unused=allow_unused,
+        Policies(
+            said.get("unexpected") if unexpected is None else unexpected,
+            said.get("mismatched") if mismatched is None else mismatched,
+            said.get("missing") if missing is None else missing,
+            fit or said.get("fit", False),
+        ),
+        dtype=as_dtype(dtype or said.get("dtype")),
+        seed=seed or said.get("seed", 0),
+        allow_unused=allow_unused or said.get("allow_unused", False),
     )
 
 
@@ -375,6 +403,7 @@ def prepare(
 
     budget = stream.budget(formats.parse_size(max_memory, "--max-memory"), jobs)
     recipe = Recipe.of(rules)
+    to = recipe.to if to is None else to
     ckpt = (
         _left(source, select or recipe.select, to) if to is not None else as_checkpoint(source, select or recipe.select)
     )
@@ -454,6 +483,10 @@ def prepare_in_place(
     from ckptsurgeon.rules import Recipe
 
     recipe = Recipe.of(rules)
+    if how.get("beside"):
+        raise UsageError(
+            "--in-place moves no tensor, and --with brings some from another file; write a copy with -o OUT"
+        )
     repaired = () if dry_run else inplace.recover(source)
     made = prepare(source, None, recipe, to, select=select, **how)
     made = replace(made, warnings=(*repaired, *made.warnings))
@@ -510,13 +543,3 @@ def convert(
 ) -> Written:
     """Write a checkpoint in another format or dtype: a remap without rules; see `save` for `how`."""
     return remap(source, output, select=select, dtype=dtype, **how)
-
-
-def recipe(path: Path | None, rules: Iterable[str | Rule] | None) -> Recipe | None:
-    """The rules of a recipe file, then `rules`; None when there are neither."""
-    if path is None and not rules:
-        return None
-    from ckptsurgeon.rules import Recipe
-
-    kept = Recipe() if path is None else Recipe.load(path)
-    return kept + Recipe.of(rules)

@@ -175,6 +175,9 @@ class TensorRef:
             return self._part(slice(begin, end))
         if isinstance(source, Fill):
             return TensorRef(spec, Apply(_Rows(begin, end), (self,)))
+        if isinstance(source, Inline) and self.dtype.bits >= 8:
+            row = self.nbytes // self.shape[0] if self.nbytes else 0
+            return TensorRef(spec, Inline(source.data[begin * row : end * row]))
         if isinstance(source, Pieces):
             parts = self._rows_of(source, begin, end)
             return None if parts is None else TensorRef(spec, Pieces(parts))

@@ -134,9 +134,9 @@ BAD_RECIPES = {
     "version: 1\nrules: strip a.": "`rules` is a list",
     "version: 1\nrules: []\nselect: 3": "`select` is text",
     "version: 1\nrules:\n  - strip a.\n  - drop (\n": "line 4: not a regular expression",
-    "version: 1\nrules:\n  - {rule: drop a, why: b}\n": "rule 1 has `rule` and `note`",
+    "version: 1\nrules:\n  - {rule: drop a, why: b}\n": "line 3: a rule has `rule`, `note` and `optional`",
     "version: 1\nrules:\n  - 3\n": "a rule is a line of text, not",
-    "version: 1\nrules:\n  - !!python/object:os.system x\n": "a rule is a line of text, not",
+    "version: 1\nrules:\n  - !!python/object:os.system x\n": "line 3: a recipe has no tags",
     "version: 1\nversion: 1\n": "not YAML",
 }
 

@@ -11,6 +11,7 @@ import typer
 
 if TYPE_CHECKING:
     from ckptsurgeon.limits import Limits
+    from ckptsurgeon.rules import Recipe
 
 
 class Unexpected(StrEnum):
@@ -57,7 +58,30 @@ Rules = Annotated[
     typer.Option("--rule", metavar="RULE", help="A rule, such as 'strip module.'; may be repeated, in order."),
 ]
 RecipeFile = Annotated[
-    Path | None, typer.Option("--recipe", metavar="FILE", help="A YAML file of rules; they run before --rule.")
+    str | None,
+    typer.Option(
+        "--recipe",
+        metavar="FILE",
+        help="A YAML file of rules, or builtin:NAME (see `ckpt recipes`); they run before --rule.",
+    ),
+]
+Variables = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="NAME=VALUE",
+        help="A variable of the recipe or of --rule: {NAME} stands for it. NAME=@FILE takes the words of a file.",
+    ),
+]
+Config = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="A config.json that has the variables of the recipe that --set does not give."),
+]
+Beside = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--with", metavar="NAME=FILE", help="Another checkpoint, whose tensors the rules may take as NAME.key."
+    ),
 ]
 Dtype = Annotated[
     str | None,
@@ -146,6 +170,31 @@ def limits(words: list[str] | None) -> Limits | None:
             raise UsageError(f"--reader-limit {word}: write NAME=N, where NAME is one of {', '.join(names)}")
         given[names[name]] = formats.parse_size(value, "--reader-limit") or 0
     return replace(current(), **given)
+
+
+def beside(words: list[str] | None) -> dict[str, str]:
+    """The checkpoints of `--with`, by name. UsageError for what names none."""
+    from ckptsurgeon.errors import UsageError
+
+    made: dict[str, str] = {}
+    for word in words or ():
+        name, _, path = word.partition("=")
+        if not name or not path or name in made:
+            raise UsageError(f"--with {word}: write NAME=FILE, each name once")
+        made[name] = path
+    return made
+
+
+def rules_of(
+    recipe: str | None, rules: list[str] | None, variables: list[str] | None, config: Path | None
+) -> Recipe | None:
+    """What `--recipe`, `--rule`, `--set` and `--config` say together; None when there are no rules."""
+    if not (recipe or rules or variables or config):
+        return None
+    from ckptsurgeon import cookbook
+    from ckptsurgeon.rules import assignments
+
+    return cookbook.recipe(recipe, rules, assignments(variables or ()), config)
 
 
 def compiled(match: str | None) -> re.Pattern[str] | None:

@@ -107,13 +107,11 @@ def _rows(ref: TensorRef, size: int) -> Iterator[TensorRef]:
     """A computed tensor in parts along its first dimension, where its kernel can make them; else the whole."""
     count = ref.shape[0] if ref.shape else 0
     step = max(1, size // max(1, ref.nbytes // max(1, count)))
-    if step < count and ref.rows(0, step) is not None:
-        for begin in range(0, count, step):
-            made = ref.rows(begin, min(begin + step, count))
-            assert made is not None
-            yield made
-    else:
-        yield ref
+    if step >= count or ref.rows(0, step) is None:
+        return iter((ref,))
+    made = [ref.rows(begin, min(begin + step, count)) for begin in range(0, count, step)]
+    some = [part for part in made if part is not None]
+    return iter(some if len(some) == len(made) else (ref,))
 
 
 def _computed(ref: TensorRef, handles: Handles) -> memoryview:
@@ -140,7 +138,8 @@ def holds(ref: TensorRef) -> int:
     kernel = source.kernel
     if kernel.moves_only or kernel.views or (kernel.elementwise and len(source.inputs) == 1):
         return within
-    if ref.shape and ref.rows(0, min(1, ref.shape[0])) is not None:
+    last = ref.shape[0] if ref.shape else 0
+    if last and ref.rows(0, 1) is not None and ref.rows(last - 1, last) is not None:
         return within
     return within + ref.nbytes + sum(part.nbytes for part in source.inputs)
 

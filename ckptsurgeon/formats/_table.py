@@ -7,7 +7,6 @@ never by name.
 from __future__ import annotations
 
 import contextlib
-import gc
 import os
 import stat
 from collections.abc import Callable, Iterator
@@ -15,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ckptsurgeon.checkpoint import Checkpoint
+from ckptsurgeon.collecting import uncollected
 from ckptsurgeon.errors import InputError, LimitError, Problem
 from ckptsurgeon.formats import (
     _folder,
@@ -97,24 +97,10 @@ def inspect(path: str | os.PathLike[str], limits: Limits | None = None) -> Docum
     Raises InputError when the file is missing, damaged, or of no known kind.
     """
     name, limits = os.fsdecode(path), limits or current()
-    with _uncollected(), _readable(name), account(limits):
+    with uncollected(), _readable(name), account(limits):
         if os.path.isdir(name):
             return _folder.read(name, lambda inner: inspect(inner, limits))
         return _inspect(name, limits)
-
-
-@contextlib.contextmanager
-def _uncollected() -> Iterator[None]:
-    """Without the garbage collector: a reader makes many objects that stay, and looking through them
-    again and again takes a fifth of its time."""
-    if not gc.isenabled():
-        yield
-        return
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.enable()
 
 
 def _inspect(name: str, limits: Limits, *, is_shard: bool = False) -> Document:

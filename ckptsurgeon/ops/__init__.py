@@ -2,7 +2,7 @@
 
 from ckptsurgeon.ops import names, layout, parts, attention, values, making  # isort: skip  # the order of the documentation
 from ckptsurgeon.ops._expressions import Expression, expression
-from ckptsurgeon.ops._patterns import Numbered, template_parts
+from ckptsurgeon.ops._patterns import Numbered, expanded, template_parts
 from ckptsurgeon.ops._registry import (
     OPERATIONS,
     Args,
@@ -28,6 +28,7 @@ __all__ = [
     "OperationError",
     "Param",
     "attention",
+    "expanded",
     "expression",
     "layout",
     "making",

@@ -75,6 +75,7 @@ Build = Callable[[Args, tuple[TensorRef, ...], tuple[TensorSpec, ...], tuple[str
 Inverse = Callable[[Args, tuple[TensorSpec, ...]], "tuple[str, dict[str, Any]] | None"]
 
 WHERE = Param("where", "expression", required=False, help="only keys of which this is so")
+OPTIONAL = Param("optional", "choice", required=False, choices=("yes",), help="the rule may match nothing")
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,8 @@ class Operation:
     `exact` when nothing is lost, `rounded` when the inverse gives the values back but for rounding,
     `initialisation` when values are made anew, else `lossy`.  With `axes` any `name=number` is an option.
     `family` is the heading that it stands under in the documentation.  One that `guards` changes nothing: where it
-    does not hold, nothing more is done; one that is `needed` must match something whatever is tolerated.
+    does not hold, nothing more is done; one that is `needed` must match something whatever is tolerated.  What it makes
+    `as_is` are the very tensors that it takes.
     """
 
     name: str
@@ -105,13 +107,14 @@ class Operation:
     family: str = "names"
     guards: bool = False
     needed: bool = False
+    as_is: bool = False
     when_unused: str = field(default="the pattern matches no key", compare=False)
 
     def usage(self) -> str:
         """The grammar in one line, as the help shows it."""
         words = [str(param) for param in self.params if not param.arrow]
         arrows = [str(param) for param in self.params if param.arrow]
-        shown = [option for option in self.options if option is not WHERE]
+        shown = [option for option in self.options if option not in (WHERE, OPTIONAL)]
         options = [f"[{option.name}={'|'.join(option.choices) or option.kind.upper()}]" for option in shown]
         options += ["[axis=INT …]"] if self.axes else []
         name = [] if self.name == "rename" else [self.name]
@@ -126,7 +129,7 @@ OPERATIONS: Mapping[str, Operation] = MappingProxyType(_TABLE)
 def register(operation: Operation) -> Operation:
     """Add an operation; ValueError when the entry is incomplete or its name is taken.
 
-    Every operation on the keys of one pattern has the option `where`.
+    Every operation on the keys of one pattern has the option `where`, and all but those that are needed `optional`.
     """
     if operation.name in _TABLE:
         raise ValueError(f"the operation {operation.name!r} is registered twice")
@@ -141,5 +144,7 @@ def register(operation: Operation) -> Operation:
             raise ValueError(f"the operation {operation.name!r} has words behind those of which there may be many")
     if any(param.name == "pattern" and param.kind == "pattern" for param in operation.params):
         operation = replace(operation, options=(*operation.options, WHERE))
+    if not operation.needed:
+        operation = replace(operation, options=(*operation.options, OPTIONAL))
     _TABLE[operation.name] = operation
     return operation

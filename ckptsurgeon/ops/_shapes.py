@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from ckptsurgeon.ops._registry import OperationError
 from ckptsurgeon.tensor import TensorSpec
 
-_MOST_INDICES = 1 << 24
+_MOST_INDICES = 1 << 21
 
 
 def dim_of(dim: int, rank: int, shape: tuple[int, ...]) -> int:
@@ -49,9 +49,10 @@ def resolved(wanted: Sequence[int | slice], shape: tuple[int, ...], dim: int) ->
                 raise OperationError(
                     f"{bound} is outside of dimension {dim} of {list(shape)}, which is {size}", "indices"
                 )
-        made += [entry % size] if isinstance(entry, int) else range(*entry.indices(size))
-        if len(made) > _MOST_INDICES:
+        more = [entry % size] if isinstance(entry, int) else range(*entry.indices(size))
+        if len(made) + len(more) > _MOST_INDICES:
             raise OperationError(f"more than {_MOST_INDICES} indices", "indices")
+        made += more
     return tuple(made)
 
 

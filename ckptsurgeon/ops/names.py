@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from ckptsurgeon.checkpoint import Target
-from ckptsurgeon.ops._patterns import expanded, found, literal
+from ckptsurgeon.ops._patterns import expanded, found, literal, renamed
 from ckptsurgeon.ops._registry import Args, Match, Names, Operation, OperationError, Param, register
 from ckptsurgeon.ops._views import duplicated
 from ckptsurgeon.tensor import TensorRef, TensorSpec
@@ -32,9 +32,8 @@ def _no_inverse(args: Args, specs: tuple[TensorSpec, ...]) -> None:
 
 
 def _rename(args: Args, names: Names, target: Target | None) -> Iterator[Match]:
-    pattern: re.Pattern[str] = args["pattern"]
-    for key, _ in found(args, names):
-        new = expanded(pattern, args["template"], key, 0)
+    for key, hit in found(args, names):
+        new = renamed(hit, args["template"])
         if args.get("when") == "target":
             if target is None:
                 raise OperationError("when=target needs a target: a model or checkpoint that the result must fit")
@@ -106,6 +105,7 @@ register(
         _same,
         _as_is,
         _no_inverse,
+        as_is=True,
         options=(Param("when", "choice", required=False, choices=("target",)),),
     )
 )
@@ -120,6 +120,7 @@ register(
         _same,
         _as_is,
         _unstrip,
+        as_is=True,
         when_unused="no key begins with this prefix",
     )
 )
@@ -134,6 +135,7 @@ register(
         _same,
         _as_is,
         _unprefix,
+        as_is=True,
     )
 )
 register(
@@ -147,6 +149,7 @@ register(
         _same,
         _as_is,
         _no_inverse,
+        as_is=True,
     )
 )
 register(
@@ -160,6 +163,7 @@ register(
         _same,
         _as_is,
         _no_inverse,
+        as_is=True,
         needed=True,  # else all would stay
     )
 )
@@ -187,6 +191,7 @@ register(
         _same,
         _as_is,
         _drop_again,
+        as_is=True,
     )
 )
 register(
@@ -200,6 +205,7 @@ register(
         _same,
         _as_is,
         _no_inverse,
+        as_is=True,
         guards=True,
         needed=True,
         when_unused="the checkpoint has no such key",

@@ -21,6 +21,7 @@ _TEMPLATE = Param("template", "template", arrow=True)
 _DIM = Param("dim", "int", required=False, help="the dimension, 0 if not given; negative ones count from the last")
 _START = Param("start", "int", required=False, help="the first number, 0 if not given")
 _FAMILY = "parts"
+_MOST_PARTS = 100_000
 
 
 def _dim(args: Args, shape: tuple[int, ...], rank: int | None = None) -> int:
@@ -171,6 +172,9 @@ def _spread(args: Args, names: Names, target: Target | None) -> Iterator[Match]:
             count = shape[_dim(args, shape)]
         except OperationError as error:
             yield Match((key,), (), problem=f"{key!r}: {error}")
+            continue
+        if count > _MOST_PARTS:
+            yield Match((key,), (), problem=f"{key!r} would be taken apart into {count} tensors, over {_MOST_PARTS}")
             continue
         made = (expanded(pattern, args["template"], key, 1, {"i": start + i}) for i in range(count))
         yield Match((key,), tuple(made))

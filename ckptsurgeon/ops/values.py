@@ -55,6 +55,21 @@ def _cast_ref(
     return (ref if spec.dtype == ref.dtype else TensorRef(spec, Apply(Cast(spec.dtype), (ref,)), ref.stored),)
 
 
+_HOLDS = {
+    "float64": ("float32", "float16", "bfloat16"),
+    "float32": ("float16", "bfloat16"),
+}
+"""Which of the usual types a type holds without loss; all of them those of 8 bits."""
+
+
+def _narrow_again(args: Args, specs: tuple[TensorSpec, ...]) -> tuple[str, dict[str, Any]] | None:
+    """Back, where nothing was lost: to a wider type, or to the same."""
+    have, want = specs[0].dtype, args["dtype"]
+    if want.name in _HOLDS and have.name in _HOLDS[want.name]:
+        return "cast", {"dtype": have}
+    return None
+
+
 def _undo(args: Args, specs: tuple[TensorSpec, ...]) -> None:
     return None
 
@@ -118,7 +133,7 @@ register(
         _castable,
         _cast_spec,
         _cast_ref,
-        _undo,
+        _narrow_again,
         family="values",
     )
 )

@@ -115,6 +115,11 @@ def _in_place(changes: Changes, written: Written | None) -> list[str]:
     return [*lines, f"freed: {size(changes.freed)}"] if changes.freed else lines
 
 
+def _edges(plan: Plan) -> list[dict[str, Any]]:
+    """Every key of the result with what it is made of, and by which rules: none where it passed through."""
+    return [{"out": key, "in": list(made.inputs), "rules": list(made.rules)} for key, made in plan.lineage().items()]
+
+
 def data(plan: Plan, written: Written | None, changes: Changes | None = None) -> dict[str, Any]:
     """The JSON object of `ckpt remap --json` and `ckpt convert --json`."""
     origin = plan.source.origin
@@ -139,6 +144,7 @@ def data(plan: Plan, written: Written | None, changes: Changes | None = None) ->
             {"kind": p.kind, "text": p.text, "rule": p.rule, "span": list(p.span) if p.span else None, "key": p.key}
             for p in plan.problems
         ],
+        "edges": _edges(plan),
         "result": [{"key": key, "dtype": ref.dtype.name, "shape": list(ref.shape)} for key, ref in plan.result.items()],
         "in_place": None
         if changes is None or not plan.ok

@@ -1,37 +1,73 @@
-"""Recipes: ordered rules with notes, kept in a YAML file.
+r"""Recipes: ordered rules with what they are for, kept in a YAML file.
 
 version: 1
-description: what it is for        (optional)
-select: model.state_dict           (optional: which state dict of the source)
+description: what it is for
+expects:                           keys that must be there, with their shapes (-1, ~: any)
+  conv1.weight: [64, 3, 7, 7]
+yields:                            keys that are there afterwards: how a second run is recognised
+  stem.weight: ~
+variables:
+  heads: {help: attention heads, config: num_attention_heads, default: 12}
+select: model.state_dict           which state dict of the source
 rules:
   - strip module.
   - rule: drop ^fc\\.
     note: the new task has other classes
+    optional: true                 it may match nothing
+  - recipe: builtin:unwrap         another recipe, here
+    set: {heads: "{heads}"}
+to: torchvision:resnet18           what the result must fit, and the policies
+fit: true
 """
 
 from __future__ import annotations
 
 import os
-import stat
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
-from ckptsurgeon.errors import InputError, Problem, RuleError
-from ckptsurgeon.rules.parse import Rule, parse, parse_all
+from ckptsurgeon.errors import OutputError
+from ckptsurgeon.rules import document
+from ckptsurgeon.rules.parse import Rule, parse_all
+from ckptsurgeon.rules.variables import Values, substituted
 
 VERSION = 1
-_WORDS = {"version", "description", "select", "rules"}
-_LARGEST = 10 << 20
+OPTIONS: Mapping[str, tuple[type, ...]] = MappingProxyType(
+    {
+        "unexpected": (str,),
+        "mismatched": (str,),
+        "missing": (str,),
+        "fit": (bool,),
+        "dtype": (str,),
+        "seed": (int,),
+        "allow_unused": (bool,),
+    }
+)
+"""The policies that a recipe may set, by the names of `cs.plan`, and what they are."""
+WORDS = ("version", "description", "expects", "yields", "variables", "select", "rules", "to", *OPTIONS)
+
+Shape = tuple[int, ...] | None
+"""Sizes, -1 for any; None for any shape."""
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """Ordered rules, with what they are for and which state dict they want."""
+    """Ordered rules, with what they are for, which state dict they want, and what the result must fit.
+
+    `options` are policies by the names of `cs.plan`; `yields` are keys, with shapes, of a checkpoint to which the
+    recipe was applied; `name` is the file that it was read from, "" for rules that were given, `source` its text.
+    """
 
     rules: tuple[Rule, ...] = ()
     description: str = ""
     select: str | None = None
+    to: str | None = None
+    options: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
+    yields: tuple[tuple[str, Shape], ...] = ()
+    name: str = ""
+    source: str | None = field(default=None, compare=False, repr=False)
 
     @classmethod
     def of(cls, rules: Recipe | Iterable[str | Rule] | None) -> Recipe:
@@ -41,75 +77,69 @@ class Recipe:
         return cls(parse_all(rules or ()))
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> Recipe:
-        """The recipe in a YAML file; InputError or RuleError, which names the file and the line."""
-        name = os.fspath(path)
-        data = _yaml(name)
-        if not isinstance(data, dict):
-            raise InputError("a recipe is a YAML mapping with `version` and `rules`", path=name)
-        unknown = [str(word) for word in data if word not in _WORDS]
-        if unknown:
-            raise InputError(f"unknown words {', '.join(unknown)}; a recipe has {', '.join(sorted(_WORDS))}", path=name)
-        if data.get("version") != VERSION:
-            raise InputError(
-                f"version {data.get('version')!r} of recipes is not known; write `version: {VERSION}`", path=name
-            )
-        for word in ("description", "select"):
-            if data.get(word) is not None and not isinstance(data[word], str):
-                raise InputError(f"`{word}` is text", path=name)
-        rules = data.get("rules") or []
-        if not isinstance(rules, list):
-            raise InputError("`rules` is a list of lines", path=name)
-        return cls(_rules(rules, name), str(data.get("description") or ""), data.get("select"))
+    def load(
+        cls,
+        path: str | os.PathLike[str],
+        variables: Values | None = None,
+        *,
+        config: str | os.PathLike[str] | None = None,
+        elsewhere: Collection[str] = (),
+    ) -> Recipe:
+        """The recipe in a YAML file, or a built-in one (`builtin:NAME`).
+
+        `variables` are values for what it leaves open; those that it does not get are read from the JSON file
+        `config`, where the recipe says under which name.  Raises InputError or RuleError, which name the file and
+        the line, and UsageError for a variable that the recipe does not have (but for those that are used `elsewhere`).
+        """
+        from ckptsurgeon.rules import reading
+
+        return reading.load(os.fspath(path), variables or {}, config, elsewhere)
+
+    def save(self, path: str | os.PathLike[str], *, force: bool = False) -> None:
+        """Write the recipe as YAML, with the comments that it was read with; OutputError if the file exists."""
+        try:
+            with open(path, "w" if force else "x", encoding="utf-8") as file:
+                file.write(self.text())
+        except FileExistsError:
+            raise OutputError(path, "exists; --force replaces it") from None
+        except OSError as error:
+            raise OutputError(path, f"cannot be written: {error.strerror}") from None
+
+    def text(self) -> str:
+        """The recipe as YAML, with the comments that it was read with."""
+        return self.source if self.source is not None else document.dumped(self._data())
+
+    def _data(self) -> dict[str, Any]:
+        made: dict[str, Any] = {"version": VERSION}
+        made |= {"description": self.description} if self.description else {}
+        made |= {"select": self.select} if self.select else {}
+        made["rules"] = [_written(rule) for rule in self.rules]
+        made |= {"to": self.to} if self.to else {}
+        return made | dict(self.options)
 
     def __add__(self, other: Recipe) -> Recipe:
-        """This recipe's rules, then the other's."""
-        return Recipe(self.rules + other.rules, self.description or other.description, other.select or self.select)
+        """This recipe's rules, then the other's; what only one of them says holds for both."""
+        source = None
+        if self.source is not None and other.source is None:
+            data = document.parsed(self.source, self.name)
+            data.setdefault("rules", []).extend(_written(rule) for rule in other.rules)
+            source = document.dumped(data)
+        return Recipe(
+            self.rules + other.rules,
+            self.description or other.description,
+            self.select or other.select,
+            other.to or self.to,
+            {**self.options, **other.options},
+            self.yields or other.yields,
+            self.name or other.name,
+            source,
+        )
 
 
-def _rules(entries: list[Any], path: str) -> tuple[Rule, ...]:
-    rules: list[Rule] = []
-    problems: list[Problem] = []
-    for index, entry in enumerate(entries):
-        line, note = entry, ""
-        if isinstance(entry, Mapping):
-            if set(entry) - {"rule", "note"} or "rule" not in entry:
-                problems.append(
-                    Problem(f"{path}: rule {index + 1} has `rule` and `note`, not {', '.join(map(str, entry))}")
-                )
-                continue
-            line, note = entry["rule"], str(entry.get("note") or "")
-        try:
-            rules.append(parse(str(line) if isinstance(line, str) else line, note))
-        except RuleError as error:
-            at = f"{path}, line {_line(entries, index)}: "
-            problems += [
-                Problem(at + problem.text, problem.rule, problem.span, kind="syntax") for problem in error.problems
-            ]
-    if problems:
-        raise RuleError(problems)
-    return tuple(rules)
+def _written(rule: Rule) -> Any:
+    return {"rule": rule.text, "note": rule.note} if rule.note else rule.text
 
 
-def _line(entries: Any, index: int) -> int:
-    position = getattr(entries, "lc", None)
-    return index + 1 if position is None else int(position.item(index)[0]) + 1
-
-
-def _yaml(path: str) -> Any:
-    from ruamel.yaml import YAML
-    from ruamel.yaml.error import YAMLError
-
-    try:
-        found = os.stat(path)
-        if not stat.S_ISREG(found.st_mode) or found.st_size > _LARGEST:
-            raise InputError(f"a recipe is a regular file of at most {_LARGEST} bytes", path=path)
-        with open(path, encoding="utf-8") as file:
-            return YAML(typ="rt", pure=True).load(file)
-    except FileNotFoundError:
-        raise InputError("no such recipe", path=path) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot be read: {error}", path=path) from None
-    except YAMLError as error:
-        words = " ".join(str(error).split())
-        raise InputError(f"not YAML: {words}", path=path) from None
+def with_values(lines: Iterable[str | Rule], values: Values) -> tuple[Rule, ...]:
+    """Rules in which the names of `values` in braces stand for them; other braces are left as they are."""
+    return parse_all([substituted(line, values, lenient=True) if isinstance(line, str) else line for line in lines])

@@ -7,7 +7,20 @@ from typing import Annotated
 
 import typer
 
-from ckptsurgeon.cli._options import Json, Match, NoCache, Quiet, ReaderLimits, RecipeFile, Rules, Select, compiled
+from ckptsurgeon.cli._options import (
+    Config,
+    Json,
+    Match,
+    NoCache,
+    Quiet,
+    ReaderLimits,
+    RecipeFile,
+    Rules,
+    Select,
+    Variables,
+    compiled,
+    rules_of,
+)
 from ckptsurgeon.cli._progress import bar, busy
 from ckptsurgeon.cli._sink import NO, Sink, failing
 
@@ -21,6 +34,8 @@ def diff(
     ],
     rule: Rules = None,
     recipe: RecipeFile = None,
+    variables: Variables = None,
+    config: Config = None,
     values: Annotated[
         bool, typer.Option("--values", help="Read the tensors that both have, and compare their values too.")
     ] = False,
@@ -53,7 +68,7 @@ def diff(
 
     sink = Sink(as_json, quiet)
     pattern = compiled(match)
-    rules = surgery.recipe(recipe, rule)
+    rules = rules_of(recipe, rule, variables, config)
     if values:
         with bar(f"comparing with {b}", sink.shows_progress) as progress:
             found = surgery.diff(a, b, rules, select=select, values=True, cache=not no_cache, progress=progress)

@@ -8,6 +8,8 @@ from typing import Annotated
 import typer
 
 from ckptsurgeon.cli._options import (
+    Beside,
+    Config,
     Dtype,
     Force,
     InPlace,
@@ -28,7 +30,10 @@ from ckptsurgeon.cli._options import (
     Tied,
     TiedNames,
     Unexpected,
+    Variables,
     WithDigest,
+    beside,
+    rules_of,
 )
 from ckptsurgeon.cli._progress import bar, busy
 from ckptsurgeon.cli._sink import NO, Sink, failing, problems
@@ -47,6 +52,9 @@ def remap(
     ] = None,
     rule: Rules = None,
     recipe: RecipeFile = None,
+    variables: Variables = None,
+    config: Config = None,
+    with_: Beside = None,
     to: Annotated[
         str | None,
         typer.Option(metavar="MODEL|FILE", help="What the result must fit; a model spec names code, which is run."),
@@ -110,7 +118,7 @@ def remap(
     given = [name for name, value in about_output.items() if value] + (["--tied"] if tied is Tied.alias else [])
     if in_place and given:
         raise UsageError(f"--in-place writes no other file, and {given[0]} is about one; leave one of them away")
-    rules = surgery.recipe(recipe, rule)
+    rules = rules_of(recipe, rule, variables, config)
     how: surgery.PlanOptions = {
         "unexpected": None if unexpected is None else unexpected.value,
         "mismatched": None if mismatched is None else mismatched.value,
@@ -119,6 +127,7 @@ def remap(
         "dtype": dtype,
         "seed": seed,
         "allow_unused": allow_unused,
+        "beside": beside(with_),
         "cache": not no_cache,
     }
     changes = None

@@ -8,6 +8,8 @@ from typing import Annotated
 import typer
 
 from ckptsurgeon.cli._options import (
+    Beside,
+    Config,
     Dtype,
     Json,
     Mismatched,
@@ -18,6 +20,9 @@ from ckptsurgeon.cli._options import (
     Rules,
     Select,
     Unexpected,
+    Variables,
+    beside,
+    rules_of,
 )
 from ckptsurgeon.cli._progress import bar
 from ckptsurgeon.cli._sink import BAD, NO, Sink, failing, problems
@@ -32,6 +37,9 @@ def verify(
     ] = None,
     rule: Rules = None,
     recipe: RecipeFile = None,
+    variables: Variables = None,
+    config: Config = None,
+    with_: Beside = None,
     recorded: Annotated[
         bool,
         typer.Option(
@@ -78,8 +86,9 @@ def verify(
         "dtype": dtype,
         "seed": seed,
         "allow_unused": allow_unused,
+        "beside": beside(with_),
     }
-    rules = surgery.recipe(recipe, rule)
+    rules = rules_of(recipe, rule, variables, config)
     with bar(f"reading {file.name}", sink.shows_progress) as progress:
         found = audit.verify(
             file, against, rules, to,

@@ -1,0 +1,229 @@
+"""The way back: from what a recipe did to a checkpoint, the recipe that undoes it.
+
+Built from the edges of the plan, step by step from the last one: which names were made of which, and what their specs
+were.  Regexes are never turned around, so that it holds for this header, whatever the patterns would do elsewhere.
+The result is planned before it is given out: it must bring back every name, dtype and shape.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+from ckptsurgeon.applying import Applying, about, options_of
+from ckptsurgeon.checkpoint import Checkpoint, Target
+from ckptsurgeon.errors import PlanError, Problem
+from ckptsurgeon.ops import OPERATIONS, Numbered
+from ckptsurgeon.plans import Edge as Pair
+from ckptsurgeon.plans import Step
+from ckptsurgeon.rules import Recipe, Rule, condense, document, parse, render
+from ckptsurgeon.rules.condense import MARK, Edge, Line
+from ckptsurgeon.tensor import TensorSpec
+
+_SHOWN = 3
+Specs = Mapping[str, TensorSpec]
+_READ: dict[str, Callable[[str], Any]] = {"pattern": re.compile, "numbered": Numbered, "template": str}
+
+
+@dataclass(frozen=True)
+class Undoing:
+    """The lines that undo one rule, in order; `rounded` where that gives values back but for rounding, `nothing` why
+    there are none."""
+
+    rule: Rule
+    lines: tuple[str, ...] = ()
+    rounded: bool = False
+    nothing: str = ""
+
+
+@dataclass(frozen=True)
+class Inversion:
+    """The way back of a recipe for one header.
+
+    `undoings` are what its steps need, the last one first; `problems` name the lines that have no inverse, `expects`
+    and `yields` are keys by which the result and the source are told apart.
+    """
+
+    recipe: Recipe
+    label: str
+    undoings: tuple[Undoing, ...]
+    problems: tuple[Problem, ...] = ()
+    expects: Mapping[str, TensorSpec] = field(default_factory=dict)
+    yields: Mapping[str, TensorSpec] = field(default_factory=dict)
+
+    @property
+    def lines(self) -> tuple[str, ...]:
+        """All lines of the way back."""
+        return tuple(line for undoing in self.undoings for line in undoing.lines)
+
+    def text(self) -> str:
+        """The recipe as YAML; a comment over its lines names the rule that they undo."""
+        from ruamel.yaml.comments import CommentedMap, CommentedSeq
+
+        rules = CommentedSeq()
+        for undoing in self.undoings:
+            comment = f"undoes: {undoing.rule.text}"
+            comment += "  (but for rounding)" if undoing.rounded else ""
+            comment += f"  (no way back: {undoing.nothing})" if undoing.nothing else ""
+            comment += f"\nits note: {undoing.rule.note}" if undoing.rule.note and undoing.lines else ""
+            for number, line in enumerate(undoing.lines):
+                rules.append(line)
+                if not number:
+                    rules.yaml_set_comment_before_after_key(len(rules) - 1, before=comment, indent=2)
+        made = CommentedMap(version=1)
+        name = self.recipe.name or "a recipe"
+        made["description"] = f"The way back of {name}, for checkpoints with the header of {self.label}"
+        for word, specs in (("expects", self.expects), ("yields", self.yields)):
+            if specs:
+                made[word] = CommentedMap({key: _flow(spec.shape) for key, spec in specs.items()})
+        made["rules"] = rules
+        gone = [f"{undoing.rule.text}: {undoing.nothing}" for undoing in self.undoings if undoing.nothing]
+        if gone:
+            made.yaml_set_start_comment("\n".join(["Not undone:", *gone]))
+        return document.dumped(made)
+
+
+def _flow(shape: tuple[int, ...]) -> Any:
+    from ruamel.yaml.comments import CommentedSeq
+
+    made = CommentedSeq(shape)
+    made.fa.set_flow_style()
+    return made
+
+
+class _Watched(Applying):
+    """Rules applied one by one, with the names before and after each, and what it did."""
+
+    def __init__(self, source: Checkpoint, target: Target | None, allow_unused: bool, seed: int) -> None:
+        super().__init__(source, target, allow_unused, seed, None)
+        self.seen: list[tuple[Rule, Sequence[Pair], Specs, tuple[str, ...]]] = []
+
+    def apply(self, rule: Rule, by: Literal["rule", "fit", "policy"] = "rule", name: str = "") -> None:
+        before, steps = {key: ref.spec for key, ref in self.refs.items()}, len(self.steps)
+        super().apply(rule, by, name)
+        if len(self.steps) > steps:
+            self.seen.append((rule, tuple(self.steps[-1].edges), before, tuple(self.refs)))
+
+
+def invert(
+    source: Checkpoint, recipe: Recipe, target: Target | None = None, *, allow_unused: bool = False, seed: int = 0
+) -> Inversion:
+    """The way back of the rules of `recipe`, as they apply to `source`; policies and targets are not rules.
+
+    Raises PlanError when the recipe cannot be applied.
+    """
+    work = _Watched(source, target, allow_unused, seed)
+    for rule in recipe.rules:
+        work.apply(rule)
+    if work.problems:
+        raise PlanError(work.problems)
+    undoings = tuple(_undone(work, *step) for step in reversed(work.seen))
+    problems = tuple(replace(about(one.rule, one.nothing), kind="inverse") for one in undoings if one.nothing)
+    label = source.origin.path if source.origin else "the checkpoint"
+    made = source.replace(tensors=work.refs)
+    found = Inversion(recipe, label, undoings, problems, _telling(made, source), _telling(source, made))
+    if not problems:
+        _check(found, made, source)
+    return found
+
+
+def _telling(one: Checkpoint, other: Checkpoint) -> dict[str, TensorSpec]:
+    """A few keys that only one of two checkpoints has, or has in this shape."""
+    alone = (key for key, ref in one.items() if key not in other or other[key].shape != ref.shape)
+    return {key: one[key].spec for key, _ in zip(alone, range(_SHOWN), strict=False)}
+
+
+def _check(found: Inversion, made: Checkpoint, source: Checkpoint) -> None:
+    """The way back must bring back every name, dtype and shape."""
+    work = Applying(made, None, False, 0, None)
+    for line in found.lines:
+        work.apply(parse(line))
+    have, want = ({key: ref.spec for key, ref in refs.items()} for refs in (work.refs, source.tensors))
+    if work.problems or have != want:
+        other = next((key for key in {**have, **want} if have.get(key) != want.get(key)), "")
+        raise AssertionError(f"the way back does not lead back: {[*map(str, work.problems[:3])] or other}")
+
+
+def no_way_back(step: Step) -> Problem:
+    """The problem of a policy, which has no inverse."""
+    keys = ", ".join(repr((inputs or outputs)[0]) for inputs, outputs in step.edges[:_SHOWN])
+    hint = (
+        "give the rules that it found instead" if step.by == "fit" else "do the same by rules, where it can be undone"
+    )
+    return Problem(f"{step.rule} has no way back ({keys}); {hint}", kind="inverse")
+
+
+# -- one step ----------------------------------------------------------------------------------
+
+
+def _undone(work: _Watched, rule: Rule, edges: Sequence[Pair], before: Specs, after: tuple[str, ...]) -> Undoing:
+    operation = rule.operation
+    lost = [inputs for inputs, outputs in edges if not outputs]
+    if lost:
+        count = f"{len(lost)} tensors that it removes, such as" if len(lost) > 1 else "the tensor that it removes,"
+        return Undoing(rule, nothing=f"`{operation.name}` has no inverse: {count} {lost[0][0]!r}, cannot come back")
+    keeps = work.steps and any(step.made_by is rule and step.keeps for step in work.steps)
+    if keeps or not all(inputs for inputs, _ in edges):
+        return Undoing(rule, _drops([name for _, outputs in edges for name in outputs], after))
+    if operation.exactness == "names":
+        goals = {outputs[0]: inputs[0] for inputs, outputs in edges}
+        return Undoing(rule, tuple(render("rename", _renaming(*pair)) for pair in condense.renames(goals, after)))
+    args = rule.args if "seed" not in options_of(rule) else {**rule.args, "seed": work.seed}
+    groups: dict[str, tuple[str, dict[str, Any], list[Edge]]] = {}
+    for inputs, outputs in edges:
+        inverse = operation.inverse(args, tuple(before[name] for name in inputs))
+        if inverse is None:
+            shapes = ", ".join(str(before[name]) for name in inputs[:2])
+            return Undoing(rule, nothing=f"`{operation.name}` has no inverse for {inputs[0]!r} ({shapes})")
+        name, given = inverse
+        edge = _edge(name, inputs, outputs, given)
+        groups.setdefault(f"{name} {given!r} {len(edge.there)} {len(edge.made)}", (name, given, []))[2].append(edge)
+    lines: list[str] = []
+    universe = {*after, *before}
+    for name, given, some in groups.values():
+        lines += [render(name, {**given, **_words(name, line)}) for line in condense.lines(some, universe)]
+    return Undoing(rule, tuple(lines), operation.exactness == "rounded")
+
+
+def _drops(names: list[str], universe: Iterable[str]) -> tuple[str, ...]:
+    found = condense.lines([Edge((name,), ()) for name in names], set(universe))
+    return tuple(render("drop", {"pattern": re.compile(line.patterns[0])}) for line in found)
+
+
+def _renaming(pattern: str, template: str) -> dict[str, Any]:
+    return {"pattern": re.compile(pattern), "template": template}
+
+
+def _edge(name: str, inputs: tuple[str, ...], outputs: tuple[str, ...], given: Mapping[str, Any]) -> Edge:
+    """What the inverse finds and makes: the outputs and inputs, a row of numbered ones as one with a mark."""
+    kinds = {param.name: param.kind for param in OPERATIONS[name].params}
+    if kinds.get("pattern") == "numbered":
+        return Edge((_marked(outputs, given.get("start", 0)),), inputs, outputs)
+    if name == "unstack":
+        return Edge(outputs, (_marked(inputs, given.get("start", 0)),))
+    return Edge(outputs, inputs if outputs != inputs else ())
+
+
+def _marked(names: tuple[str, ...], start: int) -> str:
+    """Numbered names as one, in which a mark stands where they differ."""
+    first = re.split(r"(\d+)", names[0])
+    if len(names) == 1:
+        places = [i for i in range(1, len(first), 2) if first[i] == str(start)][-1:]
+    else:
+        last = re.split(r"(\d+)", names[-1])
+        places = [i for i in range(1, len(first), 2) if first[i] != last[i]]
+    return "".join(MARK if i in places else part for i, part in enumerate(first))
+
+
+def _words(name: str, line: Line) -> dict[str, Any]:
+    """The patterns and templates of a line as the operation calls them."""
+    made: dict[str, Any] = {}
+    for param in OPERATIONS[name].params:
+        read = _READ.get(param.kind)
+        if read is None:
+            continue
+        texts = line.templates if param.kind == "template" else line.patterns
+        made[param.name] = tuple(map(read, texts)) if param.many else read(texts[0])
+    return made
