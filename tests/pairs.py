@@ -28,7 +28,7 @@ from torch.nn.utils import parametrizations
 from torchvision.models import convnext, resnet, swin_transformer, vision_transformer
 
 import ckptsurgeon as cs
-from ckptsurgeon.rules import parse
+from ckptsurgeon.rules import builtin_path
 
 NEVER = "(?!)"
 
@@ -105,7 +105,7 @@ def outputs(side: Side, model: nn.Module, inputs: tuple[Tensor, ...]) -> list[Te
 
 # -- recipes -----------------------------------------------------------------------------------
 
-FOLDER = Path(cs.__file__).parent / "recipes"
+FOLDER = Path(builtin_path("unwrap")).parent
 
 
 def read(name: str) -> dict[str, Any]:
@@ -116,32 +116,7 @@ def read(name: str) -> dict[str, Any]:
 
 
 def recipe(name: str, source: str | Path, variables: Mapping[str, str]) -> cs.Recipe:
-    """What `cs.Recipe.load("builtin:NAME", variables=…)` will give, for a source of which the optional rules that find
-    nothing are left out."""
-    data = read(name)
-    values = dict(variables)
-    for word, about in data.get("variables", {}).items():
-        values.setdefault(word, _filled(str(about.get("default", "")), values))
-    rules = [
-        parse(f"expect ^{re.escape(key)}$ " + ("" if shape is None else ",".join(map(str, shape))))
-        for key, shape in (data.get("expects") or {}).items()
-    ]
-    optional = set()
-    for entry in data["rules"]:
-        line = _filled(entry if isinstance(entry, str) else entry["rule"], values)
-        rules.append(parse(line))
-        if not isinstance(entry, str) and entry.get("optional"):
-            optional.add(line)
-    unused = {
-        problem.rule for problem in cs.plan(source, cs.Recipe(tuple(rules))).problems if problem.kind == "unused"
-    } & optional
-    return cs.Recipe(tuple(rule for rule in rules if rule.text not in unused))
-
-
-def _filled(text: str, values: Mapping[str, str]) -> str:
-    for word, value in values.items():
-        text = text.replace(f"{{{word}}}", value)
-    return text
+    return cs.Recipe.load(f"builtin:{name}", variables=variables)
 
 
 # -- inputs and outputs ------------------------------------------------------------------------
