@@ -54,7 +54,7 @@ class Applying:
         used = [match for match in matches if match.refused is None and match.problem is None]
         if not used:
             tolerated = (self.allow_unused or rule.args.get("optional")) and not rule.operation.needed
-            if not tolerated and not wrong and by == "rule":
+            if not tolerated and not wrong and by == "rule" and rule.operation.when_unused:
                 self.problems.append(_unused(rule, matches, list(self.refs)))
             return
         made = self._made(rule, self._disjoint(rule, used))

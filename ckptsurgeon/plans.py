@@ -163,6 +163,12 @@ class Plan:
             if key in self.result.tensors and key not in fresh
         }
 
+    @property
+    def passed(self) -> tuple[str, ...]:
+        """The keys of the source that no rule and no policy touched."""
+        made = self.result.tensors
+        return tuple(key for key, ref in self.source.items() if made.get(key) is ref)
+
     def lineage(self) -> dict[str, Lineage]:
         """Key of the result → how it came about; what passed through is made of itself by no rule."""
         made = {key: Lineage((key,)) for key in self.source}

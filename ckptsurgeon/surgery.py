@@ -487,6 +487,7 @@ def prepare_in_place(
         raise UsageError(
             "--in-place moves no tensor, and --with brings some from another file; write a copy with -o OUT"
         )
+    to = recipe.to if to is None else to
     repaired = () if dry_run else inplace.recover(source)
     made = prepare(source, None, recipe, to, select=select, **how)
     made = replace(made, warnings=(*repaired, *made.warnings))

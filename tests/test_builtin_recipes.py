@@ -22,7 +22,7 @@ import ckptsurgeon as cs
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*torch.nn.utils.weight_norm.*is deprecated:FutureWarning"),
 ]
-ALONE = {"unwrap"}
+ALONE = {"unwrap", "peft-lora", "kohya-lora"}
 """Recipes between no two models: test_unwrap.py is about it."""
 RECIPES = sorted(path.stem for path in pairs.FOLDER.glob("*.yaml"))
 ways = pytest.mark.parametrize("way", WAYS, ids=lambda way: way.id)

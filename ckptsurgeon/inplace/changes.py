@@ -332,6 +332,6 @@ def command(source: object, recipe: Recipe, to: object, options: Mapping[str, An
         words += ["--to", to if isinstance(to, str) else "MODEL"]
     words += ["--no-cache"] if options.get("cache") is False else []
     for option, value in options.items():
-        if option != "cache" and value is not None and value is not False and value != 0:
+        if option not in ("cache", "beside") and value not in (None, False, 0):
             words += [f"--{option.replace('_', '-')}", *([] if value is True else [str(value)])]
     return shlex.join(words)

@@ -81,6 +81,11 @@ def _expected(args: Args, names: Names, target: Target | None) -> Iterator[Match
         yield Match((key,), (key,), problem=words)
 
 
+def _refused(args: Args, names: Names, target: Target | None) -> Iterator[Match]:
+    for key, _ in found(args, names):
+        yield Match((key,), (key,), problem=f"{key!r} is there, and must not be")
+
+
 def fitting(shape: tuple[int, ...]) -> str:
     """A shape in which -1 stands for any size, in words."""
     return f"[{', '.join('any' if size == -1 else str(size) for size in shape)}]"
@@ -209,5 +214,22 @@ register(
         guards=True,
         needed=True,
         when_unused="the checkpoint has no such key",
+    )
+)
+register(
+    Operation(
+        "refuse",
+        (_PATTERN,),
+        "Go on only where no key matches.",
+        r"refuse lora_",
+        "names",
+        _refused,
+        _same,
+        _as_is,
+        _no_inverse,
+        as_is=True,
+        guards=True,
+        needed=True,
+        when_unused="",
     )
 )

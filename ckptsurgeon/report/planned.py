@@ -15,12 +15,14 @@ if TYPE_CHECKING:
     from ckptsurgeon.inplace import Changes
 
 SCHEMA = "ckptsurgeon.remap/1"
+_FEW = 3
 _BY = {"rule": "", "fit": " (found by --fit)", "policy": ""}
 
 
 def text(plan: Plan, written: Written | None, keep_extras: bool, changes: Changes | None = None) -> str:
     """The steps, everything that was dropped, changed or initialised, and the result."""
     lines = [line for step in plan.steps for line in _step(step)]
+    lines += _passed(plan)
     lines += _section("changed to fit", _changed(plan), plan)
     lines += _section("dropped", plan.dropped, plan)
     lines += _section("not in the checkpoint", plan.missing, plan)
@@ -48,6 +50,14 @@ def _step(step: Step) -> list[str]:
     if inputs and outputs and inputs != outputs:
         example = f", as {shown(inputs[0])} → {shown(outputs[0])}"
     return [f"{shown(step.rule)}{_BY[step.by]}: {count}{example}{' # ' + step.note if step.note else ''}"]
+
+
+def _passed(plan: Plan) -> list[str]:
+    """How many keys the rules left as they are, and which, as long as they are few."""
+    if not plan.steps or not (passed := plan.passed):
+        return []
+    names = ", ".join(map(shown, passed[:_FEW])) + (" …" if len(passed) > _FEW else "")
+    return [f"left as they are: {plural(len(passed), 'tensor')} ({names})"]
 
 
 def _section(title: str, keys: Mapping[str, str], plan: Plan) -> list[str]:
@@ -134,6 +144,7 @@ def data(plan: Plan, written: Written | None, changes: Changes | None = None) ->
             {"rule": step.rule, "by": step.by, "note": step.note, "edges": [[list(i), list(o)] for i, o in step.edges]}
             for step in plan.steps
         ],
+        "passed": list(plan.passed),
         "dropped": dict(plan.dropped),
         "missing": dict(plan.missing),
         "mismatched": dict(plan.mismatched),
