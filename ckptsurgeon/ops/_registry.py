@@ -91,8 +91,8 @@ class Operation:
     `exact` when nothing is lost, `rounded` when the inverse gives the values back but for rounding,
     `initialisation` when values are made anew, else `lossy`.  With `axes` any `name=number` is an option.
     `family` is the heading that it stands under in the documentation.  One that `guards` changes nothing: where it
-    does not hold, nothing more is done.  One that is `needed` must match something whatever is tolerated, and one with an
-    empty `when_unused` need not.  What it makes `as_is` are the very tensors that it takes.
+    does not hold, nothing more is done.  One that is `needed` must match something whatever is tolerated, one with
+    an empty `when_unused` need not.  What it makes `as_is` are the very tensors that it takes.
     """
 
     name: str
