@@ -7,6 +7,7 @@ The result is planned before it is given out: it must bring back every name, dty
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -57,6 +58,10 @@ class Inversion:
     def lines(self) -> tuple[str, ...]:
         """All lines of the way back."""
         return tuple(line for undoing in self.undoings for line in undoing.lines)
+
+    def save(self, path: str | os.PathLike[str], *, force: bool = False) -> None:
+        """Write the recipe as YAML; OutputError if the file exists."""
+        document.write(path, self.text(), force)
 
     def text(self) -> str:
         """The recipe as YAML; a comment over its lines names the rule that they undo."""

@@ -269,7 +269,7 @@ def test_the_command_line_gives_variables_to_recipes_and_rules(ckpt: Any) -> Non
         ("--set", "heads"): "write NAME=VALUE",
         ("--set", "heads=1", "--set", "heads=2"): "--set heads stands twice",
         ("--set", "x=1", "--set", "heads=4"): "has no variable 'x'",
-        ("--config", "none.json"): "none.json: cannot be read",
+        ("--config", "none.json"): "none.json: no such config",
     }.items():
         ran = ckpt("remap", "a.pth", "--dry-run", "--recipe", "r.yaml", *words)
         assert (ran.code, said in ran.err) == (2, True), ran.err

@@ -6,7 +6,7 @@ import os
 import stat
 from typing import Any
 
-from ckptsurgeon.errors import InputError
+from ckptsurgeon.errors import InputError, OutputError
 
 LARGEST = 256 << 10
 """Bytes of a recipe: longer lists of numbers are given to a variable, from a file."""
@@ -15,7 +15,7 @@ _DEEPEST = 12
 
 def read(path: str, shown: str) -> tuple[Any, str]:
     """The data of a YAML file, which keeps its comments, and its text; InputError, which calls it `shown`."""
-    text = _text(path, shown)
+    text = text_of(path, shown, LARGEST, "a recipe")
     return parsed(text, shown), text
 
 
@@ -32,17 +32,29 @@ def parsed(text: str, shown: str) -> Any:
         raise InputError(f"not YAML: {words}", path=shown) from None
 
 
-def _text(path: str, shown: str) -> str:
+def text_of(path: str, shown: str, most: int, what: str) -> str:
+    """The text of a regular file of at most `most` bytes, which is `what`; InputError, which calls it `shown`."""
     try:
         found = os.stat(path)
-        if not stat.S_ISREG(found.st_mode) or found.st_size > LARGEST:
-            raise InputError(f"a recipe is a regular file of at most {LARGEST} bytes", path=shown)
+        if not stat.S_ISREG(found.st_mode) or found.st_size > most:
+            raise InputError(f"{what} is a regular file of at most {most} bytes", path=shown)
         with open(path, encoding="utf-8") as file:
-            return file.read(LARGEST + 1)
+            return file.read(most + 1)
     except FileNotFoundError:
-        raise InputError("no such recipe", path=shown) from None
+        raise InputError(f"no such {what.partition(' ')[2]}", path=shown) from None
     except (OSError, UnicodeDecodeError, ValueError) as error:
         raise InputError(f"cannot be read: {error}", path=shown) from None
+
+
+def write(path: str | os.PathLike[str], text: str, force: bool) -> None:
+    """Write a text file; OutputError if it exists (without `force`) or cannot be written."""
+    try:
+        with open(path, "w" if force else "x", encoding="utf-8") as file:
+            file.write(text)
+    except FileExistsError:
+        raise OutputError(path, "exists; --force replaces it") from None
+    except OSError as error:
+        raise OutputError(path, f"cannot be written: {error.strerror}") from None
 
 
 def _check(text: str, shown: str) -> None:

@@ -28,7 +28,6 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
-from ckptsurgeon.errors import OutputError
 from ckptsurgeon.rules import document
 from ckptsurgeon.rules.parse import Rule, parse_all
 from ckptsurgeon.rules.variables import Values, substituted
@@ -97,13 +96,7 @@ class Recipe:
 
     def save(self, path: str | os.PathLike[str], *, force: bool = False) -> None:
         """Write the recipe as YAML, with the comments that it was read with; OutputError if the file exists."""
-        try:
-            with open(path, "w" if force else "x", encoding="utf-8") as file:
-                file.write(self.text())
-        except FileExistsError:
-            raise OutputError(path, "exists; --force replaces it") from None
-        except OSError as error:
-            raise OutputError(path, f"cannot be written: {error.strerror}") from None
+        document.write(path, self.text(), force)
 
     def text(self) -> str:
         """The recipe as YAML, with the comments that it was read with."""

@@ -10,14 +10,13 @@ template.  Quantifiers of patterns (`{2,3}`) and the number of `stack` (`{i}`) a
 from __future__ import annotations
 
 import json
-import os
 import re
-import stat
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from ckptsurgeon.errors import InputError, UsageError
 from ckptsurgeon.ops import OperationError, expression
+from ckptsurgeon.rules import document
 
 Value = str | int | float
 Values = Mapping[str, Value]
@@ -97,13 +96,13 @@ def value_of(text: str) -> Value:
 
 
 def _listed(path: str) -> str:
-    return ",".join(_file(path, _LARGEST_LIST).replace(",", " ").split())
+    return ",".join(document.text_of(path, path, _LARGEST_LIST, "a list").replace(",", " ").split())
 
 
 def config(path: str) -> Callable[[str], Value | None]:
     """What a `config.json` says of a dotted name; None where it says nothing. InputError where it is none."""
     try:
-        found = json.loads(_file(path, _LARGEST_CONFIG))
+        found = json.loads(document.text_of(path, path, _LARGEST_CONFIG, "a config"))
     except (ValueError, RecursionError) as error:
         raise InputError(f"not JSON: {str(error)[:200]}", path=path) from None
     if not isinstance(found, dict):
@@ -120,14 +119,3 @@ def config(path: str) -> Callable[[str], Value | None]:
         return inner if isinstance(inner, str | int | float) else None
 
     return value
-
-
-def _file(path: str, most: int) -> str:
-    try:
-        found = os.stat(path)
-        if not stat.S_ISREG(found.st_mode) or found.st_size > most:
-            raise InputError(f"a regular file of at most {most} bytes is wanted", path=path)
-        with open(path, encoding="utf-8") as file:
-            return file.read(most)
-    except (OSError, UnicodeDecodeError, ValueError) as error:
-        raise InputError(f"cannot be read: {error}", path=path) from None

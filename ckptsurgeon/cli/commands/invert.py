@@ -52,7 +52,7 @@ def invert(
     named, and nothing is written (exit 1).
     """
     from ckptsurgeon import cookbook
-    from ckptsurgeon.errors import OutputError, UsageError
+    from ckptsurgeon.errors import UsageError
     from ckptsurgeon.report import inverted
 
     sink = Sink(as_json, quiet)
@@ -61,13 +61,7 @@ def invert(
         raise UsageError("name a recipe, or give rules with --rule")
     found = cookbook.invert(rules, source, select=select, lossy=lossy, beside=beside(with_))
     if output is not None:
-        try:
-            with open(output, "w" if force else "x", encoding="utf-8") as file:
-                file.write(found.text())
-        except FileExistsError:
-            raise OutputError(output, "exists; --force replaces it") from None
-        except OSError as error:
-            raise OutputError(output, f"cannot be written: {error.strerror}") from None
+        found.save(output, force=force)
     for problem in found.problems:
         sink.note(f"warning: {problem.text}")
     sink.result(lambda: inverted.text(found, output), lambda: inverted.data(found, output))
