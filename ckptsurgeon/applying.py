@@ -8,7 +8,7 @@ from typing import Literal
 
 from ckptsurgeon.checkpoint import Checkpoint, Target
 from ckptsurgeon.errors import Problem
-from ckptsurgeon.ops import Match, OperationError
+from ckptsurgeon.ops import Match, OperationError, nearest
 from ckptsurgeon.plans import Edge, Edges, Step
 from ckptsurgeon.rules import Rule
 from ckptsurgeon.tensor import TensorRef
@@ -221,10 +221,6 @@ def _unused(rule: Rule, matches: list[Match], keys: list[str]) -> Problem:
         text = f"matches {len(matches)} keys, but makes no name of the target: {matches[0].refused}"
         return replace(about(rule, text, "template"), kind="unused")
     found = rule.args.get("prefix") or rule.args.get("patterns", (rule.args.get("pattern"),))[0]
-    wanted = found if isinstance(found, str) else str(getattr(found, "pattern", "")).replace("\\", "").strip("^$")
-    from difflib import get_close_matches
-
-    near = get_close_matches(wanted, keys[:300], 3, 0.4) or keys[:3]
-    hint = f"; the nearest keys are {', '.join(map(repr, near))}" if near else "; the checkpoint has no keys"
-    text = f"{rule.operation.when_unused}{hint}"
+    wanted = found if isinstance(found, str) else str(getattr(found, "pattern", ""))
+    text = f"{rule.operation.when_unused}; {nearest(wanted, keys)}"
     return replace(about(rule, text, argument), kind="unused")

@@ -316,6 +316,29 @@ def test_deep_recorded_patterns_are_no_rules(ckpt: Any) -> None:
     assert len(ran.err) < 3000
 
 
+@pytest.mark.parametrize("rule", ["concat (a+)+$ ^w$ => x", r"stack ^(a+)+\.{i}$ => x", "split (w+)+$ => a b"])
+def test_every_pattern_of_a_recorded_rule_is_looked_at(rule: str, ckpt: Any) -> None:
+    recording([rule])
+    ran = ckpt("verify", "b.safetensors", "--against", "a.safetensors", "--recorded")
+    assert (ran.code, "may take very long" in ran.err) == (2, True), ran.err
+
+
+GREEDY = [
+    "fill x 100000,100000 normal",
+    "pad w 10000000000",
+    "reshape w 1,1,1,-1|resize w 100000,100000 as=patch",
+    "reshape w -1,1,1,1|channels w 4000000000",
+    "reshape w -1,1,1,1|inflate w 4000000000",
+]
+
+
+@pytest.mark.parametrize("rules", GREEDY)
+def test_a_recorded_rule_that_makes_a_large_tensor_is_refused(rules: str, ckpt: Any) -> None:
+    recording(rules.split("|"))
+    ran = ckpt("verify", "b.safetensors", "--against", "a.safetensors", "--recorded")
+    assert (ran.code, "bytes of memory at once, over the limit of" in ran.err) == (2, True), ran.err
+
+
 def test_usual_recorded_patterns_and_lines_that_are_no_rules(ckpt: Any) -> None:
     for rule in (r"^layers\.(\d+)\.(.*)\.(\w+)$ => \1.\2.\3", r"drop [)*+]\(x\)+", r"(?:a|w)? => \g<0>"):
         recording([rule], options={"allow_unused": True})

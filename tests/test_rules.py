@@ -200,6 +200,7 @@ ODD = {
     r"concat ^c\.(\d)$ ^a\.(\d)$ => x.\1": "'c.0' would be part of 'x.0', to which `^a\\.(\\d)$` gives nothing",
     r"concat ^c\.0$ ^c\.0$ => x": "'c.0' would be two parts of 'x'",
     r"concat ^c\.0$ ^m$ => x": "cannot be joined along dimension 0",
+    "concat ^c.0$ ^cc$ => x": "`^cc$` matches no key, though others do; the nearest keys are",
     r"copy ^c\.0$ => c.1": "two tensors would be named 'c.1': 'c.0' and 'c.1'",
     "fill c.0 2 zeros": "two tensors would be named 'c.0'",
     "fill x 2 eye": "eye needs two dimensions, not [2]",

@@ -139,8 +139,10 @@ def holds(ref: TensorRef) -> int:
     if kernel.moves_only or kernel.views or (kernel.elementwise and len(source.inputs) == 1):
         return within
     last = ref.shape[0] if ref.shape else 0
-    if last and ref.rows(0, 1) is not None and ref.rows(last - 1, last) is not None:
-        return within
+    row = ref.rows(0, 1) if last else None
+    if row is not None and ref.rows(last - 1, last) is not None:
+        taken = sum(part.nbytes for part in row.source.inputs) if isinstance(row.source, Apply) else 0
+        return within + (row.nbytes + taken if row.nbytes > BLOCK else 0)  # a row may be large itself
     return within + ref.nbytes + sum(part.nbytes for part in source.inputs)
 
 

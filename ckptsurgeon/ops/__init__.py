@@ -2,7 +2,7 @@
 
 from ckptsurgeon.ops import names, layout, parts, attention, values, making, stems, resize, folding, merging  # isort: skip  # the order of the documentation
 from ckptsurgeon.ops._expressions import Expression, expression
-from ckptsurgeon.ops._patterns import Numbered, expanded, template_parts
+from ckptsurgeon.ops._patterns import Numbered, expanded, nearest, template_parts
 from ckptsurgeon.ops._registry import (
     OPERATIONS,
     Args,
@@ -35,6 +35,7 @@ __all__ = [
     "making",
     "merging",
     "names",
+    "nearest",
     "parts",
     "register",
     "reshaped",

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache, partial
+from itertools import islice
 
 from ckptsurgeon.checkpoint import Target
 from ckptsurgeon.ops._expressions import Expression, expression, of_shape
 from ckptsurgeon.ops._registry import Args, Match, Matcher, Names, OperationError
 
 NUMBER = "{i}"
+_LOOKED_AT = 300
 _DIGITS, _AGAIN = r"(?P<i>\d+)", "(?P=i)"
 _BRACES = re.compile(r"\{\{|\}\}|\{([^{}]*)\}|[{}]")
 _ESCAPE = re.compile(r"\\(?:g<(\w+)>|(\d{1,2})(?!\d)|.?)", re.DOTALL)
@@ -173,6 +175,10 @@ def scattered(args: Args, names: Names, target: Target | None) -> Iterator[Match
 def gathered(args: Args, names: Names, target: Target | None) -> Iterator[Match]:
     """Several keys into one: grouped by the name that each of `patterns` makes of its key."""
     patterns: tuple[re.Pattern[str], ...] = args["patterns"]
+    silent = [pattern for pattern in patterns if not any(map(pattern.search, names))]
+    if silent and len(silent) < len(patterns):
+        hint = nearest(silent[0].pattern, names)
+        raise OperationError(f"`{silent[0].pattern}` matches no key, though others do; {hint}", "patterns")
     groups: dict[str, list[list[str]]] = {}
     for key in names:
         for place, pattern in enumerate(patterns):
@@ -193,6 +199,15 @@ def gathered(args: Args, names: Names, target: Target | None) -> Iterator[Match]
             yield Match(there, (), problem=f"{twice!r} would be two parts of {name!r}")
         else:
             yield Match(there, (name,))
+
+
+def nearest(pattern: str, names: Iterable[str]) -> str:
+    """Which keys a pattern, or a prefix, may have meant, in words."""
+    from difflib import get_close_matches
+
+    keys = list(islice(names, _LOOKED_AT))
+    near = get_close_matches(pattern.replace("\\", "").strip("^$"), keys, 3, 0.4) or keys[:3]
+    return f"the nearest keys are {', '.join(map(repr, near))}" if near else "the checkpoint has no keys"
 
 
 def _named(keys: list[str] | tuple[str, ...]) -> str:
