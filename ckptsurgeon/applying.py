@@ -58,7 +58,7 @@ class Applying:
                 self.problems.append(_unused(rule, matches, list(self.refs)))
             return
         made = self._made(rule, self._disjoint(rule, used))
-        if rule.operation.guards:
+        if rule.operation.guards or not made:
             return
         changed = self._edges(
             (m.inputs, m.outputs) for m, outs in made if m.inputs != m.outputs or self._changed(m, outs)

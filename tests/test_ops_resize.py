@@ -167,9 +167,9 @@ BAD: dict[str, tuple[tuple[int, ...], str]] = {
     "16,16 prefix=0": ((1, 190, 8), r"make no square; of another grid"),
     "16,16 from=13,14": ((1, 197, 8), r"197 tokens of \[1, 197, 8\] are not 13×14 \+ 0 \(197 = 14×14 \+ 1: prefix=1\)"),
     "16,16 prefix=-1": ((1, 16, 8), "none or more tokens without a place, not -1"),
-    "16": ((1, 16, 8), "height and width, such as 16,16, not 16"),
-    "0,4": ((1, 16, 8), "height and width, such as 16,16, not 0,4"),
-    "4,4 from=4": ((1, 16, 8), "height and width, such as 16,16, not 4"),
+    "1,2,3": ((1, 16, 8), "one number for both, not 1,2,3"),
+    "0,4": ((1, 16, 8), "one number for both, not 0,4"),
+    "4,4 from=0": ((1, 16, 8), "one number for both, not 0,0"),
     "8,8 mode=nearest antialias=yes": ((1, 16, 8), "nothing to antialias"),
     "8,8": ((2, 16, 8), r"\[2, 16, 8\] is no position embedding, which is \(1, tokens, dim\)"),
     "8,9": ((1, 4, 4, 8), r"\[1, 4, 4, 8\] looks like \(1, height, width, dim\): channels=last says so"),
@@ -200,3 +200,10 @@ def test_integers_are_not_resized() -> None:
     torch.save({"w": torch.ones(1, 16, 8).int()}, "a.pth")
     (problem,) = cs.plan("a.pth", ["resize w 8,8"]).problems
     assert "resize is for floating tensors, not for int32" in str(problem)
+
+
+def test_one_number_is_height_and_width() -> None:
+    torch.save({"pos": torch.randn(1, 17, 4)}, "a.pth")
+    made = [cs.plan("a.pth", [f"resize pos {size} prefix=1"]).check().result["pos"].read() for size in ("6", "6,6")]
+    assert made[0].shape == (1, 37, 4)
+    assert torch.equal(*made)

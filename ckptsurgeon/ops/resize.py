@@ -125,13 +125,16 @@ class Patches(Kernel):
 
 
 def _size(args: Args, name: str) -> Size | None:
-    """Height and width as they were given."""
+    """Height and width as they were given; one number is both."""
     found = args.get(name)
     if found is None:
         return None
+    if len(found) == 1:
+        found = (found[0], found[0])
     if len(found) != 2 or min(found) < 1:
         raise OperationError(
-            f"a size is height and width, such as 16,16, not {','.join(map(str, found)) or 'none'}", name
+            f"a size is height and width, such as 16,24, or one number for both, not {','.join(map(str, found)) or 'none'}",
+            name,
         )
     return found[0], found[1]
 
