@@ -21,6 +21,7 @@ from ckptsurgeon.cli.app import COMMANDS
 from ckptsurgeon.limits import Limits
 from ckptsurgeon.ops import OPERATIONS, Operation
 from ckptsurgeon.ops._registry import OPTIONAL, WHERE
+from ckptsurgeon.report.operations import LOSS
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 ENV = {**os.environ, "COLUMNS": "100"}
@@ -57,7 +58,7 @@ def rules() -> str:
     for family in dict.fromkeys(op.family for op in OPERATIONS.values()):
         some = [op for op in OPERATIONS.values() if op.family == family]
         rows = [
-            f"| `{_cell(op.usage())}` | {_cell(op.help)}{_cell(_options(op))} | {_loss(op.exactness)} "
+            f"| `{_cell(op.usage())}` | {_cell(op.help)}{_cell(_options(op))} | {LOSS[op.exactness]} "
             f"| `{_cell(op.example)}` |"
             for op in some
         ]
@@ -76,16 +77,6 @@ EVERYWHERE = (WHERE, OPTIONAL)
 
 def _cell(text: str) -> str:
     return text.replace("|", r"\|")
-
-
-def _loss(exactness: str) -> str:
-    return {
-        "exact": "exact",
-        "names": "names only",
-        "lossy": "lossy",
-        "rounded": "rounding",
-        "initialisation": "new values",
-    }[exactness]
 
 
 GRAMMAR = r"""A rule is one line, the same for `--rule`, in a recipe and in Python. PATTERN is a Python regular

@@ -335,3 +335,16 @@ def test_a_file_name_on_the_progress_line_is_no_markup() -> None:
         ("\\[b]", "\\[b]"),
     ):
         assert Text.from_markup(_progress._plain(words)).plain == seen
+
+
+def test_the_operations_are_listed_and_told_of(ckpt: Any) -> None:
+    from ckptsurgeon.ops import OPERATIONS
+
+    out = ckpt("rules").out
+    assert all(op.usage() in out and op.help in out for op in OPERATIONS.values())
+    one = ckpt("rules", "split").out
+    assert OPERATIONS["split"].example in one
+    assert "sizes=SIZES" in one
+    assert ckpt("rules", "split", "--json").json["operations"][0]["loss"] == "exact"
+    ran = ckpt("rules", "spilt")
+    assert (ran.code, "no operation is called 'spilt'; there are split" in ran.err) == (2, True)

@@ -17,7 +17,7 @@ from typing import Annotated
 
 import typer
 
-COMMANDS = ("ls", "diff", "remap", "convert", "verify", "invert", "recipes")
+COMMANDS = ("ls", "diff", "remap", "convert", "verify", "invert", "rules", "recipes")
 
 
 def _version(wanted: bool) -> None:

@@ -132,10 +132,8 @@ def _size(args: Args, name: str) -> Size | None:
     if len(found) == 1:
         found = (found[0], found[0])
     if len(found) != 2 or min(found) < 1:
-        raise OperationError(
-            f"a size is height and width, such as 16,24, or one number for both, not {','.join(map(str, found)) or 'none'}",
-            name,
-        )
+        words = ",".join(map(str, found)) or "none"
+        raise OperationError(f"a size is height and width, such as 16,24, or one number for both, not {words}", name)
     return found[0], found[1]
 
 

@@ -92,9 +92,10 @@ def remap(
 ) -> None:
     """Change a checkpoint by rules, and write a clean one.
 
-    Rules rename, drop, reshape and cast tensors. Nothing unresolved is ever written: a rule that
-    matches nothing, two tensors of one name, and with --to every key that is unexpected, missing
-    or of another shape, is a problem (exit 1) unless a policy settles it. --fit settles all of them.
+    Rules rename, drop, reshape, split, join, resize, cast … tensors: `ckpt rules` lists them. Nothing
+    unresolved is ever written: a rule that matches nothing, two tensors of one name, and with --to every
+    key that is unexpected, missing or of another shape, is a problem (exit 1) unless a policy settles it.
+    --fit settles all of them.
 
     With --in-place the file itself is changed, in no time whatever its size. A kill at any moment leaves
     the old or the new checkpoint, and the next --in-place or `ckpt verify --repair` puts the files right.
