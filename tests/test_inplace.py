@@ -516,3 +516,34 @@ def test_a_plan_about_fewer_tensors_and_shards_elsewhere_are_refused() -> None:
     with pytest.raises(cs.PlanError, match=r"sub/.* is not in the folder of its index"):
         cs.remap_in_place(INDEX, ["strip module."])
     assert set(cs.open(INDEX)) == set(TENSORS)
+
+
+IN_PLACE_PARTS = {
+    "split ^{n}$ => q k v": True,
+    "concat ^b$ ^c$ => bc": True,
+    "concat ^c$ ^b$ => cb": False,
+    "split ^{n}$ => q k dim=1": False,
+    "slice ^{n}$ 0:12": True,
+    "slice ^{n}$ 0:4": True,
+    "slice ^b$ 0:2": False,
+    "tie ^b$ => z": False,
+    "fill z 3 zeros": False,
+    "pad ^b$ 1": False,
+}
+
+
+@pytest.mark.parametrize("rule", IN_PLACE_PARTS)
+def test_parts_in_place_are_right_or_refused(rule: str) -> None:
+    """What is arithmetic on whole stretches of the file is done in the header; all else is refused."""
+    long = "x" * 200
+    state = {long: torch.randn(12, 4), "b": torch.randn(4, 4), "c": torch.randn(4, 4)}
+    save_file(state, "a.safetensors")
+    rules = [rule.replace("{n}", long)]
+    want = {key: ref.read() for key, ref in cs.plan("a.safetensors", rules).check().result.items()}
+    if IN_PLACE_PARTS[rule]:
+        cs.remap_in_place("a.safetensors", rules)
+        assert_same_tensors(load_file("a.safetensors"), want, ordered=False)
+    else:
+        with pytest.raises(cs.PlanError):
+            cs.remap_in_place("a.safetensors", rules)
+        assert_same_tensors(load_file("a.safetensors"), state, ordered=False)

@@ -178,6 +178,11 @@ def _inconsistent(plan: Plan, found: _Set) -> list[Problem]:
     lost = [key for key in found.physical if key not in plan.source]
     if lost:
         problems.append(Problem(f"the plan does not know {lost[0]!r} of the file", key=lost[0], kind="in-place"))
+    for step in plan.steps:
+        if step.made_by is not None and step.made_by.operation.name == "tie" and step.edges.first is not None:
+            name = step.edges.first[1][0]
+            text = f"in place {name!r} could only be an alias in the metadata, which other readers do not see"
+            problems.append(Problem(text, step.rule, key=name, kind="in-place"))
     if found.index is not None and not plan.result:
         problems.append(Problem("no tensor would be left in any shard", kind="in-place"))
     return problems
