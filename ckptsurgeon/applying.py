@@ -138,16 +138,24 @@ class Applying:
                 new.append(one)
             gone.update(() if match.keep else match.inputs)
         placing = _Placing(rule, self)
+        placed = placing.refs
         for key, ref in self.refs.items():
             if key not in gone:
-                placing.put(key, ref, key)
-            for one in at.get(key, ()):
-                placing.all(one, key)
-                if not one[0].outputs:
-                    self.drop(key, f"rule `{rule.text}`")
+                if key in placed or not key:
+                    placing.put(key, ref, key)
+                else:  # nearly all
+                    placed[key] = ref
+            if key in at:
+                for one in at[key]:
+                    placing.all(one, key)
+                    if not one[0].outputs:
+                        self.drop(key, f"rule `{rule.text}`")
         for one in new:
             placing.all(one, f"rule `{rule.text}`")
-        self.refs, self.origin = placing.refs, placing.origin
+        self.refs = placed
+        for name in gone:
+            self.origin.pop(name, None)
+        self.origin.update(placing.origin)
 
     def origins(self, name: str) -> tuple[str, ...]:
         """The keys of the source that a name is made of."""
@@ -181,11 +189,10 @@ class _Placing:
 
     def put(self, name: str, ref: TensorRef, source: str, origin: str | tuple[str, ...] | None = None) -> None:
         """A tensor that was called `source` before the rule, or is made of it."""
-        if name not in self.refs and name:  # nearly all
+        if name not in self.refs and name:
             self.refs[name] = ref
             self.origin[name] = self.work.origin.get(source, ()) if origin is None else origin
-            if name != source:
-                self.makers[name] = source
+            self.makers[name] = source
             return
         if name:
             first = self.makers.get(name, name)
