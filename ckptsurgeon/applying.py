@@ -127,16 +127,10 @@ class Applying:
     def _place(self, rule: Rule, made: Sequence[Made]) -> None:
         """Put the outputs where the inputs were, the new ones behind; a doubled name is a problem that names both
         makers."""
-        at: dict[str, list[Made]] = {}
-        gone: set[str] = set()
-        new: list[Made] = []
+        at: dict[str | None, list[Made]] = {}
         for one in made:
-            match = one[0]
-            if match.inputs:
-                at.setdefault(match.inputs[0], []).append(one)
-            else:
-                new.append(one)
-            gone.update(() if match.keep else match.inputs)
+            at.setdefault(one[0].inputs[0] if one[0].inputs else None, []).append(one)
+        gone = {name for match, _ in made if not match.keep for name in match.inputs}
         placing = _Placing(rule, self)
         placed = placing.refs
         for key, ref in self.refs.items():
@@ -148,9 +142,7 @@ class Applying:
             if key in at:
                 for one in at[key]:
                     placing.all(one, key)
-                    if not one[0].outputs:
-                        self.drop(key, f"rule `{rule.text}`")
-        for one in new:
+        for one in at.get(None, ()):
             placing.all(one, f"rule `{rule.text}`")
         self.refs = placed
         for name in gone:
@@ -184,6 +176,8 @@ class _Placing:
         origin: str | tuple[str, ...] = self.work.origin.get(source, ())
         if len(match.inputs) > 1:
             origin = tuple(dict.fromkeys(key for name in match.inputs for key in self.work.origins(name)))
+        if not match.outputs:
+            self.work.drop(source, f"rule `{self.rule.text}`")
         for name, ref in zip(match.outputs, refs, strict=True):
             self.put(name, ref, source, origin)
 
