@@ -11,10 +11,16 @@ from ckptsurgeon.errors import Problem
 from ckptsurgeon.ops import Match, OperationError, nearest
 from ckptsurgeon.plans import Edge, Edges, Step
 from ckptsurgeon.rules import Rule
+from ckptsurgeon.sources import Extent
 from ckptsurgeon.tensor import TensorRef
 
 Made = tuple[Match, tuple[TensorRef, ...]]
 """A match and the tensors that were made of it."""
+
+
+_MOST_NAMES = 500_000
+_MOST_PIECES = 1 << 18
+_MOST_STEPS = 100
 
 
 class Applying:
@@ -40,10 +46,11 @@ class Applying:
         self.steps: list[Step] = []
         self.problems: list[Problem] = []
         self.dropped: dict[str, str] = {}
+        self.weights: dict[int, tuple[TensorRef, int, int]] = {}
 
     def apply(self, rule: Rule, by: Literal["rule", "fit", "policy"] = "rule", name: str = "") -> None:
         try:
-            matches = list(rule.operation.match(rule.args, self.refs, self.target))
+            matches = self._matches(rule)
         except OperationError as error:
             self.problems.append(about(rule, str(error), error.argument))
             return
@@ -68,6 +75,32 @@ class Applying:
         else:
             self._place(rule, made)
         self.steps.append(Step(name or rule.text, changed, by, rule.note, rule, used[0].keep))
+
+    def _matches(self, rule: Rule) -> list[Match]:
+        """What a rule takes and makes; OperationError when it would make names without end."""
+        found, count, most = [], 0, max(_MOST_NAMES, 2 * len(self.source))
+        for match in rule.operation.match(rule.args, self.refs, self.target):
+            count += len(match.outputs)
+            if count > most:
+                raise OperationError(f"it would make more than {most} names")
+            found.append(match)
+        if found and found[0].keep and len(self.refs) + count > most:
+            raise OperationError(f"there would be more than {most} names")
+        return found
+
+    def _weigh(self, refs: tuple[TensorRef, ...], outs: tuple[TensorRef, ...]) -> None:
+        """Note of how many pieces, and by how many steps, tensors are made; OperationError for too many.
+
+        A tensor that is joined with itself again and again would else take for ever to be looked through.
+        """
+        known = [self.weights.get(id(ref), (ref, 1, 0)) for ref in refs]
+        pieces, steps = sum(one[1] for one in known), 1 + max((one[2] for one in known), default=0)
+        if pieces > _MOST_PIECES or steps > _MOST_STEPS:
+            what = f"more than {_MOST_PIECES} pieces" if pieces > _MOST_PIECES else f"more than {_MOST_STEPS} steps"
+            raise OperationError(f"it would be made of {what}; write what comes before to a file first")
+        for out in outs:
+            if not isinstance(out.source, Extent):
+                self.weights[id(out)] = out, pieces, steps
 
     def _disjoint(self, rule: Rule, matches: list[Match]) -> list[Match]:
         """The matches; one that takes a tensor which another one has taken is a problem."""
@@ -110,11 +143,12 @@ class Applying:
             key = match.inputs[0] if match.inputs else match.outputs[0]
             try:
                 specs = operation.shape(args, tuple(ref.spec for ref in refs))
+                outs = operation.build(args, refs, specs, match.outputs)
+                self._weigh(refs, outs)
             except OperationError as error:
                 problem = about(rule, f"{_joint(match.inputs) or repr(key)}: {error}", error.argument)
                 self.problems.append(replace(problem, key=key, kind="shape"))
                 continue
-            outs = operation.build(args, refs, specs, match.outputs)
             fixed = None if outs is refs else next((ref for ref in refs if ref.quantizer or ref.absent), None)
             if fixed is not None and any(out not in refs for out in outs):
                 what = fixed.absent or f"quantised ({fixed.dtype})"

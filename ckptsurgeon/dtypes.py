@@ -48,6 +48,18 @@ class DType:
         return DTYPES[self.name.removeprefix("q")] if self.kind == "quantized" else self
 
     @property
+    def bounds(self) -> tuple[int | float, int | float]:
+        """The least and the greatest finite number that an element can be; ValueError for types that are no numbers."""
+        if self.kind == "bool":
+            return 0, 1
+        if self.kind in ("int", "uint"):
+            half = 1 << (self.bits - 1)
+            return (-half, half - 1) if self.kind == "int" else (0, 2 * half - 1)
+        if self.name not in _LARGEST:
+            raise ValueError(f"{self.name} has no bounds")
+        return (0.0 if self.name == "float8_e8m0fnu" else -_LARGEST[self.name]), _LARGEST[self.name]
+
+    @property
     def swap_unit(self) -> int:
         """Bytes that a change of byte order turns around: half an element for complex types, and none where elements
         share a byte."""
@@ -89,6 +101,18 @@ _ALL = (
     DType("qint32", 32, "quantized", ""),
 )
 
+_LARGEST = {
+    "float64": 1.7976931348623157e308,
+    "float32": 3.4028234663852886e38,
+    "bfloat16": 3.3895313892515355e38,
+    "float16": 65504.0,
+    "float8_e4m3fn": 448.0,
+    "float8_e4m3fnuz": 240.0,
+    "float8_e5m2": 57344.0,
+    "float8_e5m2fnuz": 57344.0,
+    "float8_e8m0fnu": 2.0**127,
+}
+"""The largest finite number of a floating type; `torch.finfo(dtype).max`."""
 DTYPES: dict[str, DType] = {dtype.name: dtype for dtype in _ALL}
 """Every element type by its torch name."""
 BY_CODE: dict[str, DType] = {dtype.code: dtype for dtype in _ALL if dtype.code}

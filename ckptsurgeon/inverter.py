@@ -15,15 +15,16 @@ from typing import Any, Literal
 
 from ckptsurgeon.applying import Applying, about, options_of
 from ckptsurgeon.checkpoint import Checkpoint, Target
-from ckptsurgeon.errors import PlanError, Problem
+from ckptsurgeon.errors import PlanError, Problem, RuleError
 from ckptsurgeon.ops import OPERATIONS, Numbered
 from ckptsurgeon.plans import Edge as Pair
 from ckptsurgeon.plans import Step
 from ckptsurgeon.rules import Recipe, Rule, condense, document, parse, render
-from ckptsurgeon.rules.condense import ASIDE, MARK, Edge, Line
+from ckptsurgeon.rules.condense import ASIDE, MARK, Edge, Line, Names
 from ckptsurgeon.tensor import TensorSpec
 
 _SHOWN = 3
+_DIGITS = re.compile(r"(\d+)")
 Specs = Mapping[str, TensorSpec]
 _READ: dict[str, Callable[[str], Any]] = {"pattern": re.compile, "numbered": Numbered, "template": str}
 
@@ -141,14 +142,21 @@ def _telling(one: Checkpoint, other: Checkpoint) -> dict[str, TensorSpec]:
 
 
 def _check(found: Inversion, made: Checkpoint, source: Checkpoint) -> None:
-    """The way back must bring back every name, dtype and shape."""
+    """The way back must bring back every name, dtype and shape; PlanError where names cannot be written as rules."""
     work = Applying(made, None, False, 0, None)
-    for line in found.lines:
-        work.apply(parse(line))
+    try:
+        for line in found.lines:
+            work.apply(parse(line))
+        problems = work.problems
+    except RuleError as error:
+        problems = list(error.problems)
     have, want = ({key: ref.spec for key, ref in refs.items()} for refs in (work.refs, source.tensors))
-    if work.problems or have != want:
+    if problems or have != want:
         other = next((key for key in {**have, **want} if have.get(key) != want.get(key)), "")
-        raise AssertionError(f"the way back does not lead back: {[*map(str, work.problems[:3])] or other}")
+        why = problems[0].text if problems else f"it would not bring back {other!r} as it was"
+        raise PlanError(
+            [Problem(f"no way back was found: {why}", problems[0].rule if problems else None, kind="inverse")]
+        )
 
 
 def no_way_back(step: Step) -> Problem:
@@ -176,23 +184,51 @@ def _undone(work: _Watched, rule: Rule, edges: Sequence[Pair], before: Specs, af
         goals = {outputs[0]: inputs[0] for inputs, outputs in edges}
         return Undoing(rule, tuple(render("rename", _renaming(*pair)) for pair in condense.renames(goals, after)))
     args = rule.args if "seed" not in options_of(rule) else {**rule.args, "seed": work.seed}
-    groups: dict[str, tuple[str, dict[str, Any], list[Edge]]] = {}
+    groups: dict[tuple[int, str], tuple[str, dict[str, Any], list[Edge]]] = {}
     for inputs, outputs in edges:
-        inverse = operation.inverse(args, tuple(before[name] for name in inputs))
+        specs = tuple(before[name] for name in inputs)
+        inverse = operation.inverse(args, specs)
         if inverse is None:
-            shapes = ", ".join(str(before[name]) for name in inputs[:2])
+            shapes = ", ".join(map(str, specs[:2]))
             return Undoing(rule, nothing=f"`{operation.name}` has no inverse for {inputs[0]!r} ({shapes})")
-        name, given = inverse
-        edge = _edge(name, inputs, outputs, given)
-        groups.setdefault(f"{name} {given!r} {len(edge.there)} {len(edge.made)}", (name, given, []))[2].append(edge)
+        for turn, name, given, edge in _ways(*inverse, inputs, outputs, specs):
+            key = turn, f"{name} {given!r} {len(edge.there)} {len(edge.made)}"
+            groups.setdefault(key, (name, given, []))[2].append(edge)
     lines: list[str] = []
     universe = {*after, *before}
-    for name, given, some in groups.values():
-        before_it, some = _set_aside(some, after)
-        lines += before_it
+    for _, (name, given, some) in sorted(groups.items(), key=lambda item: item[0][0]):
+        aside, some = _set_aside(some, after)
+        lines += aside
         universe.update(member for edge in some for member in edge.members)
         lines += [render(name, {**given, **_words(name, line)}) for line in condense.lines(some, universe)]
     return Undoing(rule, tuple(lines), operation.exactness == "rounded")
+
+
+Way = tuple[int, str, dict[str, Any], Edge]
+"""A turn, and the operation that is due in it."""
+
+
+def _ways(
+    name: str, given: dict[str, Any], inputs: Names, outputs: Names, specs: tuple[TensorSpec, ...]
+) -> Iterable[Way]:
+    """What undoes one edge: mostly one operation, two where numbers are not such as `{i}` can say."""
+    start = given.get("start", 0)
+    if name == "stack":
+        marked, dim = _marked(outputs, start), given.get("dim", 0) % len(specs[0].shape)
+        if marked is not None:
+            yield 1, name, given, Edge((marked,), inputs, outputs)
+            return
+        yield from ((0, "unsqueeze", {"dims": (dim,)}, Edge((output,), ())) for output in outputs)
+        yield 1, "concat", {"dim": dim}, Edge(outputs, inputs)
+    elif name == "unstack":
+        marked, dim = _marked(inputs, start), given.get("dim", 0) % (len(specs[0].shape) + 1)
+        if marked is not None:
+            yield 1, name, given, Edge(outputs, (marked,))
+            return
+        yield 1, "split", {"dim": dim}, Edge(outputs, inputs)
+        yield from ((2, "squeeze", {"dims": (dim,)}, Edge((input_,), ())) for input_ in inputs)
+    else:
+        yield 1, name, given, Edge(outputs, inputs if outputs != inputs else ())
 
 
 def _drops(names: list[str], universe: Iterable[str]) -> tuple[str, ...]:
@@ -202,16 +238,6 @@ def _drops(names: list[str], universe: Iterable[str]) -> tuple[str, ...]:
 
 def _renaming(pattern: str, template: str) -> dict[str, Any]:
     return {"pattern": re.compile(pattern), "template": template}
-
-
-def _edge(name: str, inputs: tuple[str, ...], outputs: tuple[str, ...], given: Mapping[str, Any]) -> Edge:
-    """What the inverse finds and makes: the outputs and inputs, a row of numbered ones as one with a mark."""
-    kinds = {param.name: param.kind for param in OPERATIONS[name].params}
-    if kinds.get("pattern") == "numbered":
-        return Edge((_marked(outputs, given.get("start", 0)),), inputs, outputs)
-    if name == "unstack":
-        return Edge(outputs, (_marked(inputs, given.get("start", 0)),))
-    return Edge(outputs, inputs if outputs != inputs else ())
 
 
 def _set_aside(edges: list[Edge], names: tuple[str, ...]) -> tuple[list[str], list[Edge]]:
@@ -231,15 +257,16 @@ def _set_aside(edges: list[Edge], names: tuple[str, ...]) -> tuple[list[str], li
     return [render("rename", _renaming(*pair)) for pair in condense.renames(goals, names)] if goals else [], made
 
 
-def _marked(names: tuple[str, ...], start: int) -> str:
-    """Numbered names as one, in which a mark stands where they differ."""
-    first = re.split(r"(\d+)", names[0])
-    if len(names) == 1:
-        places = [i for i in range(1, len(first), 2) if first[i] == str(start)][-1:]
-    else:
-        last = re.split(r"(\d+)", names[-1])
-        places = [i for i in range(1, len(first), 2) if first[i] != last[i]]
-    return "".join(MARK if i in places else part for i, part in enumerate(first))
+def _marked(names: Names, start: int) -> str | None:
+    """Names numbered from `start` as one, in which a mark stands for the number; None where that is not all of it."""
+    first, last = (_DIGITS.split(names[end]) for end in (0, -1))
+    if len(first) != len(last):
+        return None
+    odd = range(1, len(first), 2)
+    places = [i for i in odd if first[i] != last[i]] or [i for i in odd if first[i] == str(start)][-1:]
+    made = "".join(MARK if i in places else part for i, part in enumerate(first))
+    fine = bool(places) and all(made.replace(MARK, str(start + i)) == name for i, name in enumerate(names))
+    return made if fine else None
 
 
 def _words(name: str, line: Line) -> dict[str, Any]:

@@ -137,6 +137,8 @@ class _Work(Applying):
     def rules(self, recipe: Recipe) -> bool:
         """Every rule in order; False where the recipe is not for this checkpoint, and no more is done."""
         applied = recognition.recorded(recipe, self.source)
+        if applied is None and not any(rule.operation.guards for rule in recipe.rules):
+            applied = recognition.yielded(recipe, self.source)  # it expects nothing that would tell
         if applied is None:
             for rule in recipe.rules:
                 before = len(self.problems)
@@ -145,8 +147,8 @@ class _Work(Applying):
                     applied = recognition.yielded(recipe, self.source)
                     self.stopped = True
                     break
-        if not self.steps and self.problems and all(problem.kind == "unused" for problem in self.problems):
-            applied = applied or recognition.named(recipe, self.source)
+        if applied is None and not self.steps and {problem.kind for problem in self.problems} == {"unused"}:
+            applied = recognition.named(recipe, {problem.rule for problem in self.problems}, self.source)
         if applied is not None:
             self.problems = [Problem(applied, kind="applied")]
         return applied is None and not self.stopped

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from ckptsurgeon.checkpoint import Checkpoint
 from ckptsurgeon.rules import Recipe, Rule
@@ -45,10 +45,10 @@ def _fits(have: tuple[int, ...], want: tuple[int, ...]) -> bool:
     return len(have) == len(want) and all(size in (-1, got) for size, got in zip(want, have, strict=True))
 
 
-def named(recipe: Recipe, tensors: Mapping[str, TensorRef]) -> str | None:
-    """Why, where names are there as each of the recipe's renames would make them, and none is left to rename."""
+def named(recipe: Recipe, unused: Collection[str | None], tensors: Mapping[str, TensorRef]) -> str | None:
+    """Why, where names are there as each of the recipe's renames would make them, and no other rule is `unused`."""
     renames = [rule for rule in recipe.rules if rule.operation.name == "rename"]
-    if not recipe.name or not renames or any(rule.operation.name == "drop" for rule in recipe.rules):
+    if not recipe.name or not renames or not {rule.text for rule in renames} >= set(unused):
         return None
     examples = [_made(rule, tensors) for rule in renames]
     if None in examples:

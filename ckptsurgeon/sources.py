@@ -11,6 +11,8 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate
 from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
 
 from ckptsurgeon.errors import InputError
@@ -118,6 +120,15 @@ class Pieces:
     """The bytes of several tensors, laid end to end."""
 
     parts: tuple[TensorRef, ...]
+
+    @cached_property
+    def rows(self) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
+        """Where each part begins, in rows, and the end; and the shape of a row.  None where parts are no rows alike."""
+        shapes = {part.shape[1:] for part in self.parts}
+        if len(shapes) != 1 or not all(part.shape for part in self.parts):
+            return None
+        starts = tuple(accumulate((part.shape[0] for part in self.parts), initial=0))
+        return starts, next(iter(shapes))
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ Plans are made on specs alone; `TensorRef.read` and `TensorRef.blocks` are where
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from math import prod
@@ -191,12 +192,15 @@ class TensorRef:
 
     def _rows_of(self, source: Pieces, begin: int, end: int) -> tuple[TensorRef, ...] | None:
         """The parts that hold some rows, where each part is rows of the whole."""
-        parts, at = [], 0
-        for part in source.parts:
-            if len(part.shape) != len(self.shape) or part.shape[1:] != self.shape[1:]:
-                return None
-            first, last = max(begin - at, 0), min(end - at, part.shape[0])
-            at += part.shape[0]
+        found = source.rows
+        if found is None or found[1] != self.shape[1:]:
+            return None
+        starts, parts = found[0], []
+        for place in range(bisect_right(starts, begin) - 1, len(source.parts)):
+            if starts[place] >= end:
+                break
+            part = source.parts[place]
+            first, last = max(begin - starts[place], 0), min(end - starts[place], part.shape[0])
             if first < last:
                 rows = part if (first, last) == (0, part.shape[0]) else part.rows(first, last)
                 if rows is None:

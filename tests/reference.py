@@ -118,8 +118,9 @@ tolerates rules that match nothing."""
 SHAPES = """\
 "exact" operations have an inverse that gives back every bit, those with "rounding" one that gives back values
 but for rounding, "lossy" ones none ([`ckpt invert`](recipes.md) says which line is concerned). `take` is
-exact where no entry is left out, and `cast` where the new dtype holds the old one. What `fill` draws follows
-from the seed and the name of the tensor alone.
+exact where no entry is left out, and `cast` where the new dtype holds the old one (but for the bits of NaN);
+what a narrower one cannot hold becomes infinite, as in torch. What `fill` draws follows from the seed and the
+name of the tensor alone.
 
 Operations on names and shapes move no byte before the file is written. `copy` writes the bytes a second
 time under a storage of its own; `tie` gives a second name to the same, which torch files keep.

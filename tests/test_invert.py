@@ -224,3 +224,38 @@ EXACT = [
     r"reshape q$ -1",
     "prefix m.",
 ]
+
+
+NUMBERS = {
+    "unstack ^x$ => y.{2*i}": {"x": (4, 6)},
+    "unstack ^x$ => y.{7-i}": {"x": (4, 6)},
+    "unstack ^x$ => y.{i}.{i+1} dim=1": {"x": (4, 6)},
+    "unstack ^x$ => y.1{i} dim=-1": {"x": (2, 12)},
+    "unstack ^x$ => y.{i+5}": {"x": (1, 6)},
+    r"stack ^a\.{i}$ => a": {"a.00": (2, 3), "a.01": (2, 3)},
+    r"stack ^(.)\.{i}$ => \1 dim=-1 start=9": {"a.09": (2, 3), "a.10": (2, 3), "b.9": (2, 3), "b.10": (2, 3)},
+    r"^(.*)$ => pre.\1": {"a b": (1,), "it's": (1,), 'say "x"': (1,), "'\"'": (1,), "é{n}": (1,), "line\nend": (1,)},
+    "reshape x 3,0": {"x": (0, 3)},
+    "drop => keep": {"drop": (1,), "drop.x": (1,)},
+}
+
+
+@pytest.mark.parametrize("rule", NUMBERS)
+def test_odd_numbers_and_names_come_back(rule: str) -> None:
+    """Numbers that `{i}` cannot say are put together one by one; names that hold quotes and lines are spelt out."""
+    state = {key: torch.randn(shape) for key, shape in NUMBERS[rule].items()}
+    rules = ["'drop' => keep" if rule.startswith("drop") else rule]
+    torch.save(state, "a.pth")
+    cs.remap("a.pth", "b.pth", rules, provenance=False)
+    text = cs.invert(rules, "a.pth").text()
+    cs.remap("b.pth", "c.pth", cs.Recipe.load(_write("back.yaml", text)))
+    assert_same_tensors(torch.load("c.pth"), state, ordered=False)
+
+
+def test_a_name_that_no_rule_can_make_has_no_way_back() -> None:
+    torch.save({"": torch.ones(1)}, "a.pth")
+    with pytest.raises(cs.PlanError, match="no way back was found"):
+        cs.invert([r"^(.*)$ => pre.\1"], "a.pth")
+    torch.save({"x": torch.ones(1)}, "b.pth")
+    with pytest.raises(cs.PlanError, match="`scale` has no inverse"):
+        cs.invert(["scale x 1e-320"], "b.pth")

@@ -406,3 +406,18 @@ def test_a_shape_that_cannot_be_taken_names_rule_key_and_shapes(rule: str) -> No
     assert re.search(SHAPE_ERRORS[rule], str(problem))
     assert problem.key == rule.split()[1]
     assert rule in str(problem)
+
+
+def test_einops_knows_our_shapes_whatever_was_collected() -> None:
+    """It finds them among the classes that live."""
+    import gc
+
+    from ckptsurgeon.ops import _rearrange
+
+    assert _rearrange.steps("a b -> b a", {}, (2, 3)) == (("permute", (1, 0)),)
+    gc.collect()
+    import einops._backends
+
+    einops._backends._loaded_backends.clear()
+    einops._backends._type2backend.clear()
+    assert _rearrange.steps("a b -> b a", {}, (2, 3)) == (("permute", (1, 0)),)

@@ -142,6 +142,21 @@ def test_what_was_converted_is_recognised_by_its_names() -> None:
     assert {problem.kind for problem in cs.plan("b.pth", recipe).problems} == {"unused"}
 
 
+def test_a_recipe_that_expects_nothing_is_recognised_by_what_it_yields_alone() -> None:
+    torch.save({"x": torch.ones(1), "z": torch.ones(1)}, "a.pth")
+    recipe = cs.Recipe.load(_write("r.yaml", "version: 1\nyields: {z: ~}\nrules: [scale x 2]\n"))
+    (problem,) = cs.plan("a.pth", recipe).problems
+    assert problem.kind == "applied"
+
+
+def test_a_rule_that_is_no_rename_and_matches_nothing_is_named() -> None:
+    torch.save({"blocks.0.w": torch.ones(1), "encoder.x": torch.ones(2, 2)}, "a.pth")
+    text = "version: 1\nrules:\n  - ^model\\.(.*) => blocks.\\1\n  - transpose ^encoder\\.y$\n"
+    problems = cs.plan("a.pth", cs.Recipe.load(_write("r.yaml", text))).problems
+    assert [problem.kind for problem in problems] == ["unused", "unused"]
+    assert "nearest keys are 'encoder.x'" in problems[1].text
+
+
 def test_recipes_are_put_together_by_name() -> None:
     torch.save({"module.w": torch.arange(6.0)}, "a.pth")
     Path("parts").mkdir()
@@ -235,6 +250,7 @@ HOSTILE = {
     "version: 1\nseed: true\n": "`seed` is a whole number",
     "version: 1\nfit: 'yes'\n": "`fit` is true or false",
     "version: 1\nexpects: [a]\n": "`expects` is a mapping",
+    "version: 1\nexpects: {a: [-2]}\n": "line 2: 'a' has a list of sizes",
     "version: 1\nexpects: {a: [x]}\n": "line 2: 'a' has a list of sizes",
     "version: 1\nrules: [{recipe: a.yaml, also: 3}]\n": "another recipe has `recipe`, a name, and `set`",
     "version: 1\nrules: ['reshape w {1//0*n}']\nvariables: {n: 2}\n": "divides by zero",

@@ -224,6 +224,78 @@ def test_what_cannot_be_done_is_a_problem_that_says_why(rule: str) -> None:
     assert problems[0].rule == rule
 
 
+NUMBERS = {
+    "fill n 2 18446744073709551615 dtype=uint64": 18446744073709551615,
+    "fill n 2 9007199254740993 dtype=int64": 9007199254740993,
+    "fill n 2 values:9007199254740993,1 dtype=int64": 9007199254740993,
+    "fill n 2 1e30 dtype=int64": "which is what int64 holds",
+    "fill n 2 300 dtype=uint8": "300 is not between 0 and 255",
+    "fill n 2 -1 dtype=uint8": "-1 is not between 0 and 255",
+    "fill n 2 5 dtype=bool": "5 is not between 0 and 1",
+    "fill n 2 1e39": "which is what float32 holds",
+    "fill n 2 70000 dtype=f16": "70000 is not between -65504.0 and 65504.0",
+    "fill n 2 1e400": "more than a number can be",
+    "fill n 2 normal:-1": "a deviation is no less than 0",
+    "fill n 2 trunc_normal:0": "that of trunc_normal more",
+    "fill n 2 uniform:5,1": "the lower bound comes first",
+    "fill n 2 zeros seed=-1": "a seed is a whole number from 0",
+    "fill n 100000000000000,10000000000 zeros": "bytes, over 17,592,186,044,416",
+    "pad u 2 value=300": "300 is not between 0 and 255",
+    "clamp u min=-1": "-1 is not between 0 and 255",
+    "clamp f min=2 max=1": "min=2 is more than max=1",
+    "add w 1": "torch does no such arithmetic on uint16",
+    "rearrange f '(a b) c -> a b c' a=-2": "the axis a=-2 has no such size",
+    "rearrange f '(a b) c -> a b c' a=0": "the axis a=0 has no such size",
+    r"(f) => b.{2\1}": "is no arithmetic on whole numbers",
+    r"(f) => b.{0x10}": "'0x10' in '0x10' is no whole number",
+    r"(f) => b.{1==1}": "is a condition; a name is made of",
+}
+
+
+@pytest.mark.parametrize("rule", NUMBERS)
+def test_a_number_is_what_it_says_or_is_refused(rule: str) -> None:
+    import torch
+
+    state = {"f": torch.ones(4, 6), "u": torch.arange(6, dtype=torch.uint8), "w": torch.ones(2).to(torch.uint16)}
+    torch.save(state, "a.pth")
+    want = NUMBERS[rule]
+    if isinstance(want, int):
+        assert cs.plan("a.pth", [rule]).check().result["n"].read()[0].item() == want
+        return
+    with pytest.raises((cs.PlanError, cs.RuleError)) as caught:
+        cs.plan("a.pth", [rule]).check()
+    assert want in str(caught.value)
+
+
+def test_arithmetic_that_comes_to_more_than_the_dtype_holds_is_no_number() -> None:
+    import torch
+
+    torch.save({"f": torch.tensor([1e38, 3e38, float("inf")]), "u": torch.tensor([7, 250], dtype=torch.uint8)}, "a.pth")
+    for rule, dtype in (("scale f 10", "float32"), ("add u 6", "uint8"), ("scale u 2", "uint8")):
+        with pytest.raises(cs.InputError, match=f"'.': comes to more than torch.{dtype} holds; cast it"):
+            cs.remap("a.pth", "b.pth", [rule])
+    assert cs.plan("a.pth", ["scale f 0.5"]).result["f"].read().tolist()[2] == float("inf"), "what was infinite stays"
+
+
+GROWING = [
+    ["tie ^x$ => xx", "concat ^x$ ^xx$ => x"] * 40,
+    ["copy ^x$ => xx", "average ^x$ ^xx$ => x"] * 40,
+    ["slice ^x$ 0:0", "reshape ^x$ 99999,99999,0", r"unstack ^x$ => q{i}", r"unstack ^q(\d+)$ => r\1.{i}"],
+    [rf"copy ^(.*)$ => \1{letter}" for letter in "abcdefghijklmnopqrstuv"],
+    ["scale ^x$ 1"] * 300,
+]
+
+
+@pytest.mark.parametrize("rules", GROWING, ids=lambda rules: rules[-1])
+def test_rules_that_grow_without_end_are_stopped(rules: list[str]) -> None:
+    """The same text by a file's provenance would else take all memory."""
+    import torch
+
+    torch.save({"x": torch.arange(24.0).reshape(4, 6)}, "a.pth")
+    problem = cs.plan("a.pth", rules).problems[0]
+    assert re.search(r"more than \d+ (names|pieces|steps)", problem.text), problem
+
+
 EXPRESSIONS = [
     "__import__('os')",
     "a.b",

@@ -59,6 +59,18 @@ class Expression:
         return int(all(_value(condition, found, names, self.text) for condition in self.conditions))
 
 
+_NUMBERS = re.compile(r"(?<!\w)\d\w*")
+
+
+@lru_cache(maxsize=1024)
+def arithmetic(text: str) -> Expression:
+    """An expression of one condition that compares nothing; ValueError for others."""
+    made = expression(text)
+    if len(made.conditions) > 1 or any(isinstance(node, ast.Compare) for node in ast.walk(made.conditions[0])):
+        raise ValueError(f"{text!r} is a condition; a name is made of + - * // % alone")
+    return made
+
+
 @lru_cache(maxsize=1024)
 def expression(text: str) -> Expression:
     """The expression that `text` says; ValueError with the reason when it says none.
@@ -68,7 +80,10 @@ def expression(text: str) -> Expression:
     """
     if len(text) > _LONGEST:
         raise ValueError(f"an expression has at most {_LONGEST} characters")
-    plain = _GROUP.sub(lambda group: f"_{group[1] or group[2]}", text)
+    odd = next((word for word in _NUMBERS.findall(text) if not (word.isascii() and word.isdecimal())), None)
+    if odd is not None:
+        raise ValueError(f"{odd!r} in {text!r} is no whole number")
+    plain = _GROUP.sub(lambda group: f"(_{group[1] or group[2]})", text)
     # `_1` is no number and `_name` no name of ours, so that groups cannot be taken for anything else
     try:
         tree = ast.parse(plain.strip(), mode="eval").body

@@ -9,7 +9,7 @@ from functools import cached_property, lru_cache, partial
 from itertools import islice
 
 from ckptsurgeon.checkpoint import Target
-from ckptsurgeon.ops._expressions import Expression, expression, of_shape
+from ckptsurgeon.ops._expressions import Expression, arithmetic, of_shape
 from ckptsurgeon.ops._registry import Args, Match, Matcher, Names, OperationError
 
 NUMBER = "{i}"
@@ -88,7 +88,7 @@ def template_parts(template: str) -> tuple[str | Expression, ...]:
         elif brace[1] is None:
             raise ValueError(f"a lone {brace[0]} in {template!r}; a literal one is written {2 * brace[0]}")
         else:
-            parts += [text, expression(brace[1])]
+            parts += [text, arithmetic(brace[1])]
             text = ""
     return (*parts, text + template[at:])
 

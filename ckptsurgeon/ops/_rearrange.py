@@ -33,16 +33,20 @@ def steps(pattern: str, axes: Mapping[str, int], shape: tuple[int, ...]) -> tupl
     import einops
 
     _teach_einops()
+    for name, size in axes.items():
+        if size < 1:
+            raise OperationError(f"the axis {name}={size} has no such size", name)
     try:
         made: Traced = einops.rearrange(Traced(shape), pattern, **axes)
-    except einops.EinopsError as error:
+    except (einops.EinopsError, ZeroDivisionError) as error:
         reason = str(error).strip().splitlines()[-1].strip()
         raise OperationError(f"einops on {list(shape)}: {reason}", "rearrangement") from None
     return made.steps
 
 
 @cache
-def _teach_einops() -> None:
+def _teach_einops() -> type:
+    """Tell einops of our shapes; it finds those who do among the classes that live, so this one is kept alive."""
     from einops._backends import AbstractBackend
 
     class _Shapes(AbstractBackend):
@@ -61,6 +65,8 @@ def _teach_einops() -> None:
         def transpose(self, x: Traced, axes: Any) -> Traced:
             order = tuple(int(axis) for axis in axes)
             return Traced(tuple(x.shape[axis] for axis in order), (*x.steps, ("permute", order)))
+
+    return _Shapes
 
 
 def inverse(pattern: str, axes: Mapping[str, int], shape: tuple[int, ...]) -> tuple[str, dict[str, int]]:

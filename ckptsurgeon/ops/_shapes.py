@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ckptsurgeon.dtypes import DType
 from ckptsurgeon.ops._registry import OperationError
 from ckptsurgeon.tensor import TensorSpec
 
 _MOST_INDICES = 1 << 21
+_LARGEST = 1 << 44
 
 
 def dim_of(dim: int, rank: int, shape: tuple[int, ...]) -> int:
@@ -28,7 +30,9 @@ def dims_of(dims: tuple[int, ...], rank: int, shape: tuple[int, ...]) -> tuple[i
 def divisible(spec: TensorSpec) -> None:
     """OperationError for elements that share bytes, and so cannot be cut or joined."""
     if spec.dtype.bits < 8:
-        raise OperationError(f"elements of {spec.dtype} share bytes, so the tensor cannot be cut or joined")
+        raise OperationError(
+            f"elements of {spec.dtype} share bytes, so the tensor cannot be cut, joined or put into another order"
+        )
 
 
 def one_dtype(specs: Sequence[TensorSpec]) -> None:
@@ -60,3 +64,18 @@ def floating(spec: TensorSpec, what: str) -> None:
     """OperationError for tensors that are not of a floating dtype that torch computes."""
     if spec.dtype.kind != "float" or spec.dtype.bits < 8:
         raise OperationError(f"{what} is for floating tensors, not for {spec.dtype}")
+
+
+def within(number: int | float, dtype: DType, argument: str | None = None) -> None:
+    """OperationError for a number that an element of this type cannot be."""
+    low, high = dtype.bounds
+    if dtype.kind != "float" and isinstance(number, float) and number != int(number):
+        raise OperationError(f"{number} is no whole number, and {dtype} holds no others", argument)
+    if not low <= number <= high:
+        raise OperationError(f"{number} is not between {low} and {high}, which is what {dtype} holds", argument)
+
+
+def bounded(spec: TensorSpec) -> None:
+    """OperationError for a new tensor of a size that is a slip of the hand."""
+    if spec.nbytes > _LARGEST:
+        raise OperationError(f"{list(spec.shape)} of {spec.dtype} takes {spec.nbytes:,} bytes, over {_LARGEST:,}")

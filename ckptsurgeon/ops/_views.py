@@ -166,15 +166,15 @@ def sliced(ref: TensorRef, ranges: tuple[Range, ...]) -> TensorRef:
     first, count, step = ranges[0]
     if step == 1 and spec.shape[1:] == ref.shape[1:] and (rows := ref.rows(first, first + count)) is not None:
         return rows
-    if isinstance(source, Pieces) and _is_stacked(ref, source) and spec.shape[0] == ref.shape[0]:
+    if isinstance(source, Pieces) and _are_rows(ref, source) and spec.shape[0] == ref.shape[0]:
         parts = tuple(sliced(part, ((0, part.shape[0], 1), *ranges[1:])) for part in source.parts)
         return TensorRef(spec, Pieces(parts))
     return TensorRef(spec, Apply(Slice(ranges), (ref,)))
 
 
-def _is_stacked(ref: TensorRef, source: Pieces) -> bool:
+def _are_rows(ref: TensorRef, source: Pieces) -> bool:
     """Whether the parts are rows of the whole."""
-    return all(len(part.shape) == len(ref.shape) and part.shape[1:] == ref.shape[1:] for part in source.parts)
+    return source.rows is not None and source.rows[1] == ref.shape[1:]
 
 
 def _sliced_extent(ref: TensorRef, extent: Extent, spec: TensorSpec, ranges: tuple[Range, ...]) -> TensorRef:

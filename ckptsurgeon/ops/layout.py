@@ -11,7 +11,7 @@ from typing import Any
 from ckptsurgeon.ops import _rearrange
 from ckptsurgeon.ops._patterns import matching
 from ckptsurgeon.ops._registry import Args, Operation, OperationError, Param, register
-from ckptsurgeon.ops._shapes import dim_of, dims_of
+from ckptsurgeon.ops._shapes import dim_of, dims_of, divisible
 from ckptsurgeon.ops._views import permuted, reshaped
 from ckptsurgeon.tensor import TensorRef, TensorSpec
 
@@ -83,6 +83,8 @@ def _swap(args: Args, spec: TensorSpec) -> tuple[int, ...]:
 
 
 def _permuted(spec: TensorSpec, dims: tuple[int, ...]) -> tuple[TensorSpec, ...]:
+    if dims != tuple(range(len(dims))):
+        divisible(spec)
     return (TensorSpec(spec.dtype, tuple(spec.shape[dim] for dim in dims)),)
 
 
@@ -118,6 +120,7 @@ def _unpermute(args: Args, specs: tuple[TensorSpec, ...]) -> tuple[str, dict[str
 
 def _rearranged(args: Args, specs: tuple[TensorSpec, ...]) -> tuple[TensorSpec, ...]:
     shape = specs[0].shape
+    divisible(specs[0])
     for kind, made in _rearrange.steps(args["rearrangement"], args["axes"], shape):
         shape = made if kind == "reshape" else tuple(shape[dim] for dim in made)
     return (TensorSpec(specs[0].dtype, shape),)

@@ -16,7 +16,7 @@ from ckptsurgeon.checkpoint import Target
 from ckptsurgeon.dtypes import DTYPES, DType
 from ckptsurgeon.ops._patterns import matching
 from ckptsurgeon.ops._registry import Args, Match, Names, Operation, OperationError, Param, register
-from ckptsurgeon.ops._shapes import divisible
+from ckptsurgeon.ops._shapes import bounded, divisible, within
 from ckptsurgeon.ops._views import joined
 from ckptsurgeon.sources import Fill
 from ckptsurgeon.tensor import TensorRef, TensorSpec
@@ -51,7 +51,7 @@ class Initial:
     """A named scheme of initial values and its numbers: `normal:0.02` is of mean 0 and deviation 0.02."""
 
     scheme: str
-    numbers: tuple[float, ...] = ()
+    numbers: tuple[int | float, ...] = ()
 
     @classmethod
     def of(cls, text: str) -> Initial:
@@ -61,21 +61,33 @@ class Initial:
         (Initial(scheme='normal', numbers=(0.02,)), Initial(scheme='constant', numbers=(0.5,)))
         """
         if _NUMBERS.fullmatch(text):
-            return cls("constant", (float(text),))
+            return cls("constant", (_number(text),))
         scheme, colon, rest = text.partition(":")
         words = rest.split(",") if colon else []
-        numbers = tuple(float(word) for word in words if _NUMBERS.fullmatch(word))
+        numbers = tuple(_number(word) for word in words if _NUMBERS.fullmatch(word))
         if scheme == "values" and numbers and len(numbers) == len(words):
             return cls(scheme, numbers)
         if scheme not in _COUNTS:
             raise ValueError(f"INIT is a number, values:1,2,…, or one of {', '.join(_COUNTS)}, not {text!r}")
         if len(numbers) != len(words) or len(numbers) not in _COUNTS[scheme]:
             counts = " or ".join(map(str, _COUNTS[scheme]))
-            raise ValueError(f"{scheme} takes {counts} numbers behind a colon, not {rest!r}")
-        return cls(scheme, numbers)
+            raise ValueError(
+                f"{scheme} takes {counts} numbers behind a colon, not {rest!r}".replace(" 1 numbers", " 1 number")
+            )
+        return cls(scheme, numbers).sound()
+
+    def sound(self) -> Initial:
+        """The same; ValueError where its numbers make no sense."""
+        if self.scheme in ("normal", "trunc_normal") and self.numbers:
+            std = _deviation(self.numbers)[1]
+            if std < 0 or (self.scheme == "trunc_normal" and not std):
+                raise ValueError(f"{self}: a deviation is no less than 0, and that of trunc_normal more")
+        if self.scheme == "uniform" and self.numbers and not _bounds(self.numbers)[0] <= _bounds(self.numbers)[1]:
+            raise ValueError(f"{self}: the lower bound comes first")
+        return self
 
     def __str__(self) -> str:
-        words = ",".join(repr(int(n) if n == int(n) and abs(n) < 1 << 53 else n) for n in self.numbers)
+        words = ",".join(map(repr, self.numbers))
         return f"{self.scheme}:{words}" if words else self.scheme
 
     def check(self, spec: TensorSpec) -> None:
@@ -84,8 +96,8 @@ class Initial:
             raise OperationError(f"{spec.dtype} cannot be filled", "dtype")
         if spec.dtype.kind != "float" and self.scheme not in _WHOLE:
             raise OperationError(f"{self.scheme} makes fractions, and {spec.dtype} holds none", "init")
-        if spec.dtype.kind != "float" and any(number != int(number) for number in self.numbers):
-            raise OperationError(f"{self} is no whole number, and {spec.dtype} holds no others", "init")
+        for number in self.numbers:
+            within(number, spec.dtype, "init")
         if self.scheme == "values" and len(self.numbers) != spec.numel:
             raise OperationError(
                 f"{len(self.numbers)} values for the {spec.numel} elements of {list(spec.shape)}", "init"
@@ -94,6 +106,14 @@ class Initial:
             raise OperationError(f"{self.scheme} needs two dimensions or more, not {list(spec.shape)}", "init")
         if self.scheme == "eye" and len(spec.shape) != 2:
             raise OperationError(f"eye needs two dimensions, not {list(spec.shape)}", "init")
+
+
+def _number(text: str) -> int | float:
+    """A number as it is written: whole ones stay whole, however large; ValueError for one that is not finite."""
+    made = int(text) if re.fullmatch(r"-?\d{1,30}", text, re.ASCII) else float(text)
+    if not math.isfinite(made):
+        raise ValueError(f"{text} is more than a number can be")
+    return made
 
 
 @dataclass(frozen=True)
@@ -113,10 +133,10 @@ class Named:
         kind = getattr(torch, spec.dtype.name)
         scheme, numbers = self.initial.scheme, self.initial.numbers
         if scheme in ("zeros", "ones", "constant"):
-            value = {"zeros": 0.0, "ones": 1.0}.get(scheme, numbers[0] if numbers else 0.0)
-            return torch.full(spec.shape, value, dtype=torch.float64).to(kind)
+            value = {"zeros": 0, "ones": 1}.get(scheme, numbers[0] if numbers else 0)
+            return _exactly([value], spec).expand(spec.shape)
         if scheme == "values":
-            return torch.tensor(numbers, dtype=torch.float64).reshape(spec.shape).to(kind)
+            return _exactly(list(numbers), spec).reshape(spec.shape)
         if scheme == "eye":
             return torch.eye(*spec.shape).to(kind)
         made = torch.empty(spec.shape)
@@ -125,18 +145,28 @@ class Named:
         return made.to(kind)
 
 
-def _deviation(numbers: tuple[float, ...]) -> tuple[float, float]:
+def _exactly(numbers: list[int | float], spec: TensorSpec) -> torch.Tensor:
+    """Numbers as elements of a type: whole ones never by way of fractions."""
+    import torch
+
+    kind = getattr(torch, spec.dtype.name)
+    if spec.dtype.kind == "float":
+        return torch.tensor([float(number) for number in numbers], dtype=torch.float64).to(kind)
+    return torch.tensor([int(number) for number in numbers], dtype=kind)
+
+
+def _deviation(numbers: tuple[int | float, ...]) -> tuple[float, float]:
     """Mean and deviation: of one number, the deviation."""
     return (numbers[0], numbers[1]) if len(numbers) == 2 else (0.0, numbers[0] if numbers else 1.0)
 
 
-def _bounds(numbers: tuple[float, ...]) -> tuple[float, float]:
+def _bounds(numbers: tuple[int | float, ...]) -> tuple[float, float]:
     if len(numbers) == 2:
         return numbers[0], numbers[1]
     return (-numbers[0], numbers[0]) if numbers else (0.0, 1.0)
 
 
-def _draw(scheme: str, tensor: torch.Tensor, numbers: tuple[float, ...], generator: torch.Generator) -> None:
+def _draw(scheme: str, tensor: torch.Tensor, numbers: tuple[int | float, ...], generator: torch.Generator) -> None:
     """Fill a tensor as torch.nn.init does."""
     from torch.nn import init
 
@@ -172,6 +202,9 @@ def _new(args: Args, specs: tuple[TensorSpec, ...]) -> tuple[TensorSpec, ...]:
     dtype: DType = args.get("dtype", DTYPES["float32"])
     spec = TensorSpec(dtype, tuple(args["shape"]))
     args["init"].check(spec)
+    if not 0 <= args.get("seed", 0) < 1 << 64:
+        raise OperationError(f"a seed is a whole number from 0 to 2**64 - 1, not {args['seed']}", "seed")
+    bounded(spec)
     return (spec,)
 
 
@@ -191,7 +224,8 @@ def _padded(args: Args, specs: tuple[TensorSpec, ...]) -> tuple[TensorSpec, ...]
         raise OperationError(f"{len(pads)} pads for the {len(spec.shape)} dimensions of {list(spec.shape)}", "spec")
     pads = (*pads, *[(0, 0)] * (len(spec.shape) - len(pads)))
     made = TensorSpec(spec.dtype, tuple(a + size + b for size, (a, b) in zip(spec.shape, pads, strict=True)))
-    Initial("constant", (float(args.get("value", 0)),)).check(TensorSpec(spec.dtype, ()))
+    Initial("constant", (args.get("value", 0),)).check(TensorSpec(spec.dtype, ()))
+    bounded(made)
     return (made,)
 
 
@@ -199,7 +233,7 @@ def _pad_ref(
     args: Args, refs: tuple[TensorRef, ...], specs: tuple[TensorSpec, ...], names: tuple[str, ...]
 ) -> tuple[TensorRef, ...]:
     (made,) = refs
-    initial = Initial("constant", (float(args.get("value", 0)),))
+    initial = Initial("constant", (args.get("value", 0),))
     for dim, (before, after) in enumerate(args["spec"]):
         shape, parts = made.shape, [made]
         for count, at in ((before, 0), (after, len(parts))):

@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from ckptsurgeon.checkpoint import Target
 from ckptsurgeon.dtypes import DType
+from ckptsurgeon.errors import InputError
 from ckptsurgeon.ops import _casts
 from ckptsurgeon.ops._patterns import matching
 from ckptsurgeon.ops._registry import Args, Build, Match, Names, Operation, OperationError, Param, register
+from ckptsurgeon.ops._shapes import within
 from ckptsurgeon.sources import Apply, Kernel
 from ckptsurgeon.tensor import TensorRef, TensorSpec
 
@@ -86,22 +88,45 @@ class Arithmetic(Kernel):
         import torch
 
         (tensor,) = inputs
-        wide = tensor.float() if tensor.is_floating_point() and tensor.itemsize == 1 else tensor
         function = {"add": torch.add, "mul": torch.mul, "clamp": torch.clamp}[self.name]
+        if not tensor.is_floating_point():
+            return self._whole(tensor, function)
+        wide = tensor.float() if tensor.itemsize == 1 else tensor
         made: torch.Tensor = function(wide, *self.numbers)  # type: ignore[operator]
-        return made.to(tensor.dtype)
+        made = made.to(tensor.dtype)
+        seen = made.float() if made.itemsize == 1 else made
+        if not seen.isfinite().all() and not seen[wide.isfinite()].isfinite().all():
+            raise InputError(f"comes to more than {tensor.dtype} holds", hint="cast it to a wider type first")
+        return made
+
+    def _whole(self, tensor: torch.Tensor, function: Any) -> torch.Tensor:
+        """Whole numbers: what comes to more than the type holds is an error, no other number."""
+        import torch
+
+        about = function(tensor.to(torch.float64), *self.numbers)
+        info = torch.iinfo(tensor.dtype)
+        if about.numel() and not (info.min <= about.min() and about.max() <= info.max):
+            raise InputError(f"comes to more than {tensor.dtype} holds", hint="cast it to a wider type first")
+        made: torch.Tensor = function(tensor, *self.numbers)
+        return made
+
+
+_WHOLE = ("int8", "int16", "int32", "int64", "uint8")
+"""The whole numbers that torch computes."""
 
 
 def _numeric(args: Args, specs: tuple[TensorSpec, ...]) -> tuple[TensorSpec, ...]:
     (spec,) = specs
-    numbers = [args[name] for name in ("number", "min", "max") if args.get(name) is not None]
-    if not numbers:
+    named = [name for name in ("number", "min", "max") if args.get(name) is not None]
+    if not named:
         raise OperationError("min=X, max=X or both must say the bounds")
-    if spec.dtype.kind not in ("float", "int", "uint") or spec.dtype.bits < 8:
+    if spec.dtype.bits < 8 or (spec.dtype.kind != "float" and spec.dtype.name not in _WHOLE):
         raise OperationError(f"torch does no such arithmetic on {spec.dtype}")
-    fraction = next((number for number in numbers if isinstance(number, float)), None)
-    if spec.dtype.kind != "float" and fraction is not None:
-        raise OperationError(f"{fraction} is no whole number, and {spec.dtype} holds no others")
+    for name in named:
+        if name == "number" or spec.dtype.kind != "float":  # a bound may lie beyond what a float holds
+            within(args[name], spec.dtype, name)
+    if len(named) == 2 and args["min"] > args["max"]:
+        raise OperationError(f"min={args['min']} is more than max={args['max']}", "min")
     return specs
 
 
@@ -116,11 +141,13 @@ def _arithmetic(name: str, *numbers: str) -> Build:
 
 
 def _unscale(args: Args, specs: tuple[TensorSpec, ...]) -> tuple[str, dict[str, Any]] | None:
-    if not args["number"] or specs[0].dtype.kind != "float":
+    if not args["number"] or specs[0].dtype.kind != "float" or abs(args["number"]) < _LEAST:
         return None
     return "scale", {"number": 1 / args["number"]}
 
 
+_LEAST = 1e-300
+"""A factor of which one by it is still a number."""
 _PATTERN, _NUMBER = Param("pattern", "pattern"), Param("number", "number")
 
 register(

@@ -151,7 +151,10 @@ def _pattern(form: _Form, columns: Sequence[Names], tail: Sequence[str] | None, 
 
 
 def _escaped(text: str) -> str:
-    return re.escape(text).replace(MARK, "{i}").replace(r"\-", "-")
+    escaped = re.escape(text).replace(MARK, "{i}").replace(r"\-", "-")
+    for char, spelt in (("\\\n", r"\n"), ("\\\r", r"\r"), ('"', r"\x22")):  # a rule is one line, in one kind of quotes
+        escaped = escaped.replace(char, spelt)
+    return escaped
 
 
 def _template(forms: Sequence[_Form], known: Sequence[Names], last: int, tail: Sequence[str] | None) -> str | None:
@@ -171,6 +174,8 @@ def _template(forms: Sequence[_Form], known: Sequence[Names], last: int, tail: S
 def _plain(text: str) -> str:
     """Text as a template has it."""
     doubled = text.replace("\\", r"\\").replace("{", "{{").replace("}", "}}")
+    for char, spelt in (("\n", r"\n"), ("\r", r"\r"), ('"', r"\042")):
+        doubled = doubled.replace(char, spelt)
     return doubled.replace(MARK, "{i}")
 
 

@@ -140,7 +140,7 @@ class _Reading:
         if text is None:
             return -1
         plain = value_of(text) if isinstance(text, str) else text
-        return plain if type(plain) is int and plain >= -1 else None
+        return int(plain) if isinstance(plain, int) and not isinstance(plain, bool) and plain >= -1 else None
 
     def _expected(self, one: _File, values: Values) -> Iterable[Rule]:
         for key, shape in self._shapes(one, "expects", values):
