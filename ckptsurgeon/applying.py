@@ -223,12 +223,17 @@ class _Placing:
             self.makers[name] = source
             return
         if name:
-            first = self.makers.get(name, name)
-            text = f"two tensors would be named {name!r}: {first!r} and {source!r}"
+            first, second = (self._told(maker) for maker in (self.makers.get(name, name), source))
+            text = f"two tensors would be named {name!r}: {first} and {second}"
         else:
             text = f"{source!r} would have the empty name"
         problem = replace(about(self.rule, text), key=name or source, kind="collision")
         self.work.problems.append(problem)
+
+    def _told(self, name: str) -> str:
+        """A name as it was before the rule, and what it is made of where it was called otherwise at first."""
+        origins = self.work.origins(name)
+        return repr(name) if origins in ((), (name,)) else f"{name!r} (made of {_joint(origins) or repr(origins[0])})"
 
 
 def options_of(rule: Rule) -> set[str]:

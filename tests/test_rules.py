@@ -322,6 +322,14 @@ def test_a_rule_that_may_match_nothing() -> None:
         parse("expect w 1 optional=yes")
 
 
+def test_a_collision_names_both_makers_and_what_they_were() -> None:
+    import torch
+
+    torch.save({"a": torch.ones(1), "b": torch.ones(1), "c": torch.ones(1)}, "a.pth")
+    (problem,) = cs.plan("a.pth", ["a => x", "concat ^b$ ^c$ => y", "y => x"]).problems
+    assert "two tensors would be named 'x': 'x' (made of 'a') and 'y' (made of 'b', 'c')" in problem.text
+
+
 def test_keys_that_must_not_be_there() -> None:
     assert _made(["refuse nothing", "w => v"], {"w": (1,)}) == ["v"]
     import torch
