@@ -18,8 +18,8 @@ Made = tuple[Match, tuple[TensorRef, ...]]
 """A match and the tensors that were made of it."""
 
 
-_MOST_NAMES = 500_000
-_MOST_PIECES = 1 << 18
+_MOST_NAMES = 200_000
+_MOST_PIECES = 1 << 16
 _MOST_STEPS = 100
 
 
@@ -27,8 +27,8 @@ class Applying:
     """The names and tensors between two rules, and what the rules did so far.
 
     `origin` says of a name the key of the source that it was first (of one that is made of several, all of them),
-    `parted` are keys of the source that were cut into several.  `again` gives the steps of the same plan made once
-    more, for their edges.
+    `parted` are keys of the source that were cut into several, `endless` tells that a rule would make names without
+    end.  `again` gives the steps of the same plan made once more, for their edges.
     """
 
     def __init__(
@@ -47,6 +47,7 @@ class Applying:
         self.problems: list[Problem] = []
         self.dropped: dict[str, str] = {}
         self.weights: dict[int, tuple[TensorRef, int, int]] = {}
+        self.endless = False
 
     def apply(self, rule: Rule, by: Literal["rule", "fit", "policy"] = "rule", name: str = "") -> None:
         try:
@@ -82,9 +83,11 @@ class Applying:
         for match in rule.operation.match(rule.args, self.refs, self.target):
             count += len(match.outputs)
             if count > most:
+                self.endless = True
                 raise OperationError(f"it would make more than {most} names")
             found.append(match)
         if found and found[0].keep and len(self.refs) + count > most:
+            self.endless = True
             raise OperationError(f"there would be more than {most} names")
         return found
 

@@ -143,6 +143,9 @@ class _Work(Applying):
             for rule in recipe.rules:
                 before = len(self.problems)
                 self.apply(rule)
+                if self.endless:
+                    self.stopped = True
+                    break
                 if rule.operation.guards and len(self.problems) > before:
                     applied = recognition.yielded(recipe, self.source)
                     self.stopped = True
