@@ -248,7 +248,7 @@ NUMBERS = {
     "rearrange f '(a b) c -> a b c' a=0": "the axis a=0 has no such size",
     r"(f) => b.{2\1}": "is no arithmetic on whole numbers",
     r"(f) => b.{0x10}": "'0x10' in '0x10' is no whole number",
-    r"(f) => b.{1==1}": "is a condition; a name is made of",
+    r"(f) => b.{1==1}": "is a condition, and a name is made of a number",
 }
 
 

@@ -64,10 +64,11 @@ _NUMBERS = re.compile(r"(?<!\w)\d\w*")
 
 @lru_cache(maxsize=1024)
 def arithmetic(text: str) -> Expression:
-    """An expression of one condition that compares nothing; ValueError for others."""
+    """An expression that is a number and no condition, though it may hold one, which counts as 0 or 1; ValueError for
+    others."""
     made = expression(text)
-    if len(made.conditions) > 1 or any(isinstance(node, ast.Compare) for node in ast.walk(made.conditions[0])):
-        raise ValueError(f"{text!r} is a condition; a name is made of + - * // % alone")
+    if len(made.conditions) > 1 or isinstance(made.conditions[0], ast.Compare):
+        raise ValueError(f"{text!r} is a condition, and a name is made of a number")
     return made
 
 
