@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from helpers import assert_same_tensors
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from strategies import KEYS
 
@@ -193,7 +193,6 @@ def test_names_are_condensed_only_where_nothing_else_matches() -> None:
     assert {line.patterns for line in found} == {(r"^l\.0\.w$",), (r"^l\.1\.b$",)}
 
 
-@settings(max_examples=50)
 @given(st.data())
 def test_whatever_exact_rules_did_is_undone(data: st.DataObject) -> None:
     """Laws of names and parts together: random rules on random blocks."""

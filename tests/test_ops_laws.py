@@ -11,7 +11,7 @@ import einops
 import pytest
 import torch
 from helpers import assert_same_tensor, bits
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from strategies import SIZES, tensors
 
@@ -196,7 +196,6 @@ def _in_memory(w: torch.Tensor) -> TensorRef:
 
 
 @pytest.mark.parametrize("name", TRUTH)
-@settings(max_examples=40)
 @given(data=st.data())
 def test_an_operation_gives_what_torch_gives_and_its_inverse_takes_it_back(name: str, data: st.DataObject) -> None:
     """From bytes in a file, by arithmetic, and from memory, by kernels."""
@@ -212,7 +211,6 @@ def test_an_operation_gives_what_torch_gives_and_its_inverse_takes_it_back(name:
 
 
 @pytest.mark.parametrize("name", PARTS)
-@settings(max_examples=40)
 @given(data=st.data())
 def test_an_operation_makes_the_parts_that_torch_makes_and_its_inverse_joins_them(
     name: str, data: st.DataObject
