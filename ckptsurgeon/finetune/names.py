@@ -1,7 +1,8 @@
 """The modules and parameters of a live model by the names that its own code gives them.
 
-`torch.compile`, DataParallel, DistributedDataParallel, FSDP, activation checkpointing and Fabric put modules of their own around
-others; a wrapper is told by its class and takes no part in a name, so that the names are those of the network's own state dict.
+`torch.compile`, DataParallel, DistributedDataParallel, FSDP, activation checkpointing and Fabric put modules of their
+own around others; a wrapper is told by its class and takes no part in a name, so that the names are those of the
+network's own state dict.
 """
 
 from __future__ import annotations
