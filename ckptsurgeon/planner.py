@@ -102,7 +102,11 @@ def plan(
     options = {name: value for name, value in decided.items() if value}
     draws = any("seed" in options_of(rule) and "seed" not in rule.args for rule in recipe.rules)
     options |= {"seed": seed} if made.initialised or made.overlapped or draws else {}
-    return _derived(made, recipe, options)
+
+    def on(other: Checkpoint) -> Plan:
+        return plan(other, recipe, target, policies, dtype=dtype, seed=seed, allow_unused=allow_unused)
+
+    return replace(_derived(made, recipe, options), on=on)
 
 
 def _derived(made: Plan, recipe: Recipe, options: dict[str, Any]) -> Plan:

@@ -127,12 +127,38 @@ class Lineage:
 
 
 @dataclass(frozen=True)
+class Followed:
+    """What became of tensors beside the state dict that are about its parameters, when it was changed.
+
+    `place` is where they are in the file, dotted; `kind` tells an optimizer's state from a copy of the weights (an
+    average).  `exact` names the parameters of which all is kept, `reset` those that begin anew, and why, `fresh` those
+    that are new; `notes` say more.  `left` is why it was left out as a whole, or with `kept` left as it was.
+    """
+
+    place: str
+    kind: Literal["optimizer", "copy"]
+    exact: Names = ()
+    reset: Mapping[str, str] = field(default_factory=dict)
+    fresh: Names = ()
+    notes: tuple[str, ...] = ()
+    left: str = ""
+    kept: bool = False
+
+    @property
+    def label(self) -> str:
+        """What it is, for a sentence."""
+        what = "the optimizer state" if self.kind == "optimizer" else "the copy of the weights"
+        return what if self.place == "." else f"{what} at {self.place!r}"
+
+
+@dataclass(frozen=True)
 class Plan:
     """The result, which is an ordinary Checkpoint, and how it came about.
 
     `dropped` maps a key of the source, `missing` and `mismatched` a key of the target to what was
     done about it and why, `overlapped` a key of which only a part was copied to how many elements
-    that is; `problems` are all reasons not to carry the plan out, `warnings` are none.
+    that is; `problems` are all reasons not to carry the plan out, `warnings` are none.  `followed` is what became of
+    the extras that go with the tensors; `on` plans the same surgery for another checkpoint.
     """
 
     source: Checkpoint
@@ -147,6 +173,8 @@ class Plan:
     overlapped: Mapping[str, int] = field(default_factory=dict)
     problems: tuple[Problem, ...] = ()
     warnings: tuple[str, ...] = ()
+    followed: tuple[Followed, ...] = ()
+    on: Callable[[Checkpoint], Plan] | None = field(default=None, compare=False, repr=False)
 
     @property
     def ok(self) -> bool:

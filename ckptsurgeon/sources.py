@@ -162,7 +162,8 @@ class Kernel(Protocol):
     they can run block by block.  `moves_only` kernels change no byte at all: their output is their
     first input, under another identity.  `views` kernels give the elements of their input in another
     order, which `on_extent` says in strides once the input lies in a file.  The elements of kernels that
-    `moves` are elements of their inputs, bit for bit.
+    `moves` are elements of their inputs, bit for bit.  `slope` is the derivative of an elementwise kernel's outputs by
+    its inputs, where that is one number: what training knows of the input holds of the output, times powers of it.
     """
 
     __slots__ = ()
@@ -170,6 +171,10 @@ class Kernel(Protocol):
     moves_only: ClassVar[bool] = False
     views: ClassVar[bool] = False
     moves: ClassVar[bool] = False
+
+    @property
+    def slope(self) -> float | None:
+        return None
 
     def run(self, inputs: Sequence[torch.Tensor]) -> torch.Tensor:
         """The output, of whole inputs; of an elementwise kernel, of a flat block of them."""

@@ -175,7 +175,7 @@ class TensorRef:
         if isinstance(source, Extent):
             return self._part(slice(begin, end))
         if isinstance(source, Fill):
-            return TensorRef(spec, Apply(_Rows(begin, end), (self,)))
+            return TensorRef(spec, Apply(Rows(begin, end), (self,)))
         if isinstance(source, Inline) and self.dtype.bits >= 8:
             row = self.nbytes // self.shape[0] if self.nbytes else 0
             return TensorRef(spec, Inline(source.data[begin * row : end * row]))
@@ -256,11 +256,12 @@ class TensorRef:
 
 
 @dataclass(frozen=True, slots=True)
-class _Rows(Kernel):
+class Rows(Kernel):
     """Some rows of a tensor that its initialiser can only make whole, and keeps."""
 
     begin: int
     end: int
+    moves: ClassVar[bool] = True
 
     def run(self, inputs: Sequence[torch.Tensor]) -> torch.Tensor:
         return inputs[0][self.begin : self.end]

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from ckptsurgeon.formats import _tree
+from ckptsurgeon.formats._beside import gatherings, optimizer_states, put, taken_out
 from ckptsurgeon.formats._document import Document
 from ckptsurgeon.formats._folder import JOURNAL
 from ckptsurgeon.formats._layout import PAGES, Layout
@@ -42,17 +43,21 @@ __all__ = [
     "check_readable",
     "expanded",
     "files",
+    "gatherings",
     "inspect",
     "kind_of",
     "members",
     "numbered",
+    "optimizer_states",
     "optimizers",
     "output",
     "parse_size",
     "parts_of",
     "probe",
     "problems",
+    "put",
     "summary",
+    "taken_out",
     "tensor_of",
     "tensors",
 ]

@@ -50,6 +50,13 @@ def _with(node: Any, step: Step, value: Any) -> Any:
     return _opaque_like(node, {key: (value if key == step else old) for key, old in node.fields().items()})
 
 
+def replaced_at(root: Any, path: tuple[Step, ...], value: Any) -> Any:
+    """`root` with another value at a place that it has; the containers on the way are new ones."""
+    if not path:
+        return value
+    return _with(root, path[0], replaced_at(dict(children(root))[path[0]], path[1:], value))
+
+
 def _like(node: dict[Any, Any], items: dict[Any, Any]) -> dict[Any, Any]:
     return OrderedDict(items) if isinstance(node, OrderedDict) else items
 

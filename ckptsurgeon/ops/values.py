@@ -27,6 +27,10 @@ class Cast(Kernel):
     dtype: DType
     elementwise: ClassVar[bool] = True
 
+    @property
+    def slope(self) -> float:
+        return 1.0
+
     def run(self, inputs: Sequence[torch.Tensor]) -> torch.Tensor:
         import torch
 
@@ -83,6 +87,11 @@ class Arithmetic(Kernel):
     name: str
     numbers: tuple[int | float | None, ...]
     elementwise: ClassVar[bool] = True
+
+    @property
+    def slope(self) -> float | None:
+        """Bounds and what is added move a weight in the same coordinates."""
+        return float(self.numbers[0] or 0) if self.name == "mul" else 1.0
 
     def run(self, inputs: Sequence[torch.Tensor]) -> torch.Tensor:
         import torch

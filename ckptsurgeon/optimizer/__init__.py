@@ -1,0 +1,88 @@
+"""What lies beside a state dict and is about its parameters follows a surgery: optimizer states, averages.
+
+Its formulas (`leaves`) are the same for all of it; `states` and `moments` say what they make of an optimizer's
+entries, `positions` and `groups` which parameter is which, `copies` what they make of other weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from ckptsurgeon import formats
+from ckptsurgeon.checkpoint import Step
+from ckptsurgeon.errors import Problem
+from ckptsurgeon.optimizer import copies, following
+from ckptsurgeon.optimizer.following import Known, carry, known
+from ckptsurgeon.optimizer.leaves import Change
+from ckptsurgeon.optimizer.positions import Undecided
+from ckptsurgeon.plans import Followed, Plan
+
+__all__ = ["Change", "Known", "Undecided", "carry", "follow", "known"]
+
+Path = tuple[Step, ...]
+
+
+def follow(made: Plan, strict: bool = False) -> Plan:
+    """The plan, whose result has extras that fit it: what goes with the tensors was changed as they are.
+
+    What cannot follow is left out, with a warning, or `strict` with a problem.
+    """
+    source = made.source
+    if not made.ok or made.on is None or list(source.items()) == list(made.result.items()):
+        return made
+    optimizers = list(formats.optimizer_states(source.extras))
+    gatherings = list(formats.gatherings(source.extras))
+    if not optimizers and not gatherings:
+        return made
+    change = Change.of(made)
+    new: dict[Path, Any] = {}
+    reports: list[Followed] = []
+    for path, value in optimizers:
+        new[path], report = following.follow(change, _dotted(path), value)
+        reports.append(report)
+    for path, gathering in gatherings:
+        found = copies.follow(change, _dotted(path), gathering)
+        if found is not None:
+            new[path], report = found
+            reports.append(report)
+    said = [_words(report) for report in reports if report.left]
+    return replace(
+        made,
+        result=made.result.replace(extras=_placed(source.extras, new)),
+        followed=tuple(reports),
+        problems=(*made.problems, *(Problem(text, kind="extras") for text in said if strict)),
+        warnings=(*made.warnings, *(said if not strict else ()), *map(_begin, filter(_resets, reports))),
+    )
+
+
+def _dotted(path: Path) -> str:
+    return ".".join(map(str, path)) or "."
+
+
+def _words(report: Followed) -> str:
+    done = "is kept as it was" if report.kept else "is left out"
+    return f"{report.label} {done}: {report.left}"
+
+
+def _resets(report: Followed) -> bool:
+    return bool(report.reset)
+
+
+def _begin(report: Followed) -> str:
+    names = list(report.reset)
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return f"{report.label} begins anew for {', '.join(map(repr, names[:3]))}{more}: {report.reset[names[0]]}"
+
+
+def _placed(extras: Any, new: Mapping[Path, Any]) -> Any:
+    """The extras with new values in their places; what is None is taken out of dicts, and out of lists in which
+    nothing else is left."""
+    for path, value in new.items():
+        if value is not None:
+            extras = formats.put(extras, path, value)
+    for path, value in new.items():
+        if value is None:
+            extras = formats.taken_out(extras, path)
+    return extras

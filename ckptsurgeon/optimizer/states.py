@@ -1,0 +1,168 @@
+"""One parameter's state in an optimizer: what its entries are, and what a surgery makes of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ckptsurgeon.dtypes import DTYPES
+from ckptsurgeon.ops import Initial, making
+from ckptsurgeon.ops._views import duplicated
+from ckptsurgeon.optimizer.leaves import leaf_of
+from ckptsurgeon.optimizer.moments import DEGREES, WEIGHTS, Follower, Inexact
+from ckptsurgeon.optimizer.positions import Shape
+from ckptsurgeon.sources import Inline
+from ckptsurgeon.tensor import TensorRef, TensorSpec
+
+State = Mapping[str, Any]
+_LEAST_SCALAR = 1
+_FACTORS = (("row_var", "col_var"), ("exp_avg_sq_row", "exp_avg_sq_col"))
+_EIGHT_BIT = ("state1", "state2", "absmax1", "qmap1")
+_WHOLE = frozenset(("func_evals", "n_iter", "old_dirs", "old_stps", "prev_flat_grad"))
+"""Entries of LBFGS, whose one state is about all parameters together."""
+
+
+def is_whole(state: State) -> bool:
+    """Whether a state is about all parameters together, laid end to end."""
+    return not _WHOLE.isdisjoint(state)
+
+
+def shape_of(state: State) -> Shape | None:
+    """The shape of the parameter that a state is about, as its moments tell; None where there are none."""
+    tensors = {name: value for name, value in state.items() if isinstance(value, TensorRef)}
+    for name in (*DEGREES, *WEIGHTS, "variance", *_EIGHT_BIT[:2]):
+        if name in tensors:
+            return tensors[name].shape
+    for row, column in _FACTORS:
+        if row in tensors and column in tensors:
+            return _product(tensors[row].shape, tensors[column].shape)
+    shapes = {ref.shape for ref in tensors.values() if ref.shape}
+    return next(iter(shapes)) if len(shapes) == 1 else None
+
+
+def _product(row: Shape, column: Shape) -> Shape | None:
+    """The shape of which these are the two factors: with sizes of 1 as torch keeps them, or without."""
+    if len(row) == len(column):
+        return tuple(max(a, b) for a, b in zip(row, column, strict=True))
+    return (*row, column[-1]) if len(row) + 1 == len(column) + 1 and column else None
+
+
+@dataclass
+class States:
+    """The states of an optimizer by keys of the source, and what becomes of them.
+
+    `groups` are the hyperparameters of the group of each.  Scalars that were used once are copied when they are used
+    again: torch counts steps in place.
+    """
+
+    of: Mapping[str, State]
+    options: Mapping[str, Mapping[str, Any]]
+    used: set[int] = field(default_factory=set)
+
+    def follow(self, key: str, formula: TensorRef, keys: Sequence[str]) -> dict[str, Any]:
+        """The state of a parameter of the result, made of those of `keys`; Inexact where nothing exact is."""
+        leaf = leaf_of(formula)
+        if leaf is not None:
+            state = self.of[leaf]
+            return {
+                name: self._weight(name, formula) if name in WEIGHTS else self._once(value, key)
+                for name, value in state.items()
+            }
+        names = self._names(keys)
+        if any(name in _EIGHT_BIT for name in names):
+            raise Inexact("its state is of 8 bits, which no change of shape or value keeps")
+        return {name: self._entry(name, key, formula, keys, names) for name in names}
+
+    def _names(self, keys: Sequence[str]) -> list[str]:
+        names = list(self.of[keys[0]])
+        for key in keys[1:]:
+            if set(self.of[key]) != set(names):
+                raise Inexact(f"{keys[0]!r} and {key!r}, of which it is made, have different entries")
+        return names
+
+    def _entry(self, name: str, key: str, formula: TensorRef, keys: Sequence[str], names: list[str]) -> Any:
+        values = [self.of[one][name] for one in keys]
+        if not self._is_moment(name, keys, values):
+            if len({_comparable(value) for value in values}) > 1:
+                raise Inexact(f"{name!r} differs among {', '.join(map(repr, keys[:3]))}, of which it is made")
+            return self._once(values[0], key)
+        if name in WEIGHTS:
+            return self._weight(name, formula)
+        degree = _degree(name, names)
+        follower = Follower(lambda leaf: self._moment(leaf, name), degree=degree, fresh=self._fresh(keys[0], names))
+        return follower.follow(formula)
+
+    def _is_moment(self, name: str, keys: Sequence[str], values: list[Any]) -> bool:
+        """Whether an entry has the parameter's shape; Inexact where it has some other."""
+        if not all(isinstance(value, TensorRef) for value in values):
+            if any(isinstance(value, TensorRef | dict | list | tuple) for value in values):
+                raise Inexact(f"{name!r} is no tensor of the parameter's shape")
+            return False
+        shapes = [shape_of(self.of[key]) for key in keys]
+        known = name in DEGREES or name in WEIGHTS
+        alike = all(value.shape == shape for value, shape in zip(values, shapes, strict=True))
+        if alike and (known or values[0].shape):
+            if any(value.dtype.kind != "float" or value.dtype.bits < 16 for value in values):
+                raise Inexact(f"{name!r} is of {values[0].dtype}, which no change of shape or value keeps")
+            return True
+        if all(value.numel <= _LEAST_SCALAR for value in values) and not known:
+            return False
+        raise Inexact(f"{name!r} has not the parameter's shape (a factored state)")
+
+    def _moment(self, leaf: str, name: str) -> TensorRef:
+        found = self.of[leaf][name]
+        assert isinstance(found, TensorRef)
+        return found
+
+    def _weight(self, name: str, formula: TensorRef) -> TensorRef:
+        return Follower(lambda leaf: self._moment(leaf, name), values=True).follow(formula)
+
+    def _fresh(self, key: str, names: Sequence[str]) -> float | None:
+        """What new elements of a moment begin with, where an optimizer counts no steps for its moments."""
+        options, there = self.options[key], set(names)
+        if "momentum_buffer" in there and there <= {"momentum_buffer"}:
+            return 0.0 if not options.get("dampening") else None
+        if "step" not in there:
+            return None
+        if there <= {"step", "square_avg", "momentum_buffer", "grad_avg"} or there == {
+            "step",
+            "square_avg",
+            "acc_delta",
+        }:
+            return 0.0
+        if there == {"step", "sum"} and not options.get("lr_decay"):
+            return float(options.get("initial_accumulator_value", 0.0))
+        return None
+
+    def _once(self, value: Any, key: str) -> Any:
+        """A value that is written once: two parameters must not count in one tensor."""
+        if not isinstance(value, TensorRef):
+            return value
+        if value.tie is None or id(value.source) in self.used:
+            return duplicated(value, key) if value.tie is not None else value
+        self.used.add(id(value.source))
+        return value
+
+
+def fresh(options: Mapping[str, Any], key: str, spec: TensorSpec) -> dict[str, Any]:
+    """The state that a parameter must begin with; {} where the optimizer makes it itself, as all of torch's do but
+    Adagrad, which makes it with the optimizer and not with the first step."""
+    if "initial_accumulator_value" not in options or "lr_decay" not in options:
+        return {}
+    step = TensorRef(TensorSpec(DTYPES["float32"], ()), Inline(bytes(4)))
+    begin = float(options["initial_accumulator_value"])
+    return {"step": step, "sum": making.filled(spec, Initial("constant", (begin,)), key, 0)}
+
+
+def _degree(name: str, names: Sequence[str]) -> int | None:
+    """The power of the gradient that an entry goes with; RMSprop divides by its root before it adds up."""
+    if name == "momentum_buffer" and "square_avg" in names:
+        return 0
+    return DEGREES.get(name)
+
+
+def _comparable(value: Any) -> Any:
+    if isinstance(value, TensorRef):
+        return value.spec, b"".join(bytes(block) for block in value.blocks())
+    return type(value).__name__, value
