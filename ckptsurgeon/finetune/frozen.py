@@ -72,7 +72,6 @@ class Frozen:
 
     def __str__(self) -> str:
         total = sum(one.numel for one in self.parameters)
-        done = "unfroze" if self.thawed else "froze"
         already = (
             f" ({len(self.already)} of them already {'trained' if self.thawed else 'were'})" if self.already else ""
         )
@@ -81,10 +80,9 @@ class Frozen:
                 [("", "parameters", "type", "", "tensors", "elements"), *_rows(self.parameters)], frozenset({4, 5})
             ),
             "",
-            f"{done} {len(self.names)} of {plural(len(self.parameters), 'parameter')}, "
-            f"{self.numel:,} of {plural(total, 'element')}{already}",
-            f"{plural(len(self.trainable), 'parameter')} {'trains' if len(self.trainable) == 1 else 'train'}, "
-            f"{plural(self.numel_trainable, 'element')}",
+            f"{'unfrozen' if self.thawed else 'frozen'}: {len(self.names):,} of "
+            f"{plural(len(self.parameters), 'parameter')}, {self.numel:,} of {plural(total, 'element')}{already}",
+            f"training: {plural(len(self.trainable), 'parameter')}, {plural(self.numel_trainable, 'element')}",
         ]
         if self.statistics:
             lines.append(f"running statistics kept: {', '.join(_merged(self.statistics))}")

@@ -110,8 +110,7 @@ class Selection:
         if self.types is not None:
             return by_type(self.types, found)
         if self.until is not None:
-            names = {slot.index: slot.name for slot in reversed(found) if not slot.is_statistics}
-            until = _count("until", self.until, len(names), "parameter")
+            until = _count("until", self.until, len({slot.index for slot in found if not slot.is_statistics}))
             return [slot for slot in found if slot.index < until]
         if self.children is not None:
             return _by_children(self.children, model, found)
@@ -187,29 +186,31 @@ def _no_type(name: str, found: Sequence[Slot]) -> str:
     return f"the model has no parameters in modules of the type {name}; {words}{kind}"
 
 
-def _count(word: str, n: int, most: int, noun: str) -> int:
+def _count(word: str, n: int, most: int) -> int:
     """A number as the end of a slice has it; UsageError past either end, and for what means nothing."""
+    noun = "parameters" if word == "until" else word
     if isinstance(n, bool) or not isinstance(n, int):
-        raise UsageError(f"{word} is a number of {noun}s, not {quoted(n)}")
+        raise UsageError(f"{word} is a number of {noun}, not {quoted(n)}")
     end = n if n >= 0 else most + n
-    plural = {"child": "children"}.get(noun, f"{noun}s")
     if not 0 < end <= most:
-        which = "no" if end == 0 else f"{'the first' if n > 0 else 'all but the last'} {abs(n)}"
-        raise UsageError(f"{word}={n} means {which} of {most} {plural}; give 1 to {most}, or -1 to leave out the last")
+        which = "none" if end == 0 else f"{'the first' if n > 0 else 'all but the last'} {abs(n)}"
+        raise UsageError(f"{word}={n} means {which} of {most} {noun}; give 1 to {most}, or -1 to leave out the last")
     return end
 
 
 def _by_children(n: int, model: torch.nn.Module, found: Sequence[Slot]) -> list[Slot]:
     there = list(peeled(model).children())
-    first = {id(peeled(child)) for child in there[: _count("children", n, len(there), "child")]}
+    first = {id(peeled(child)) for child in there[: _count("children", n, len(there))]}
     inside = [slot for slot in found if len(slot.path) > 1 and id(slot.path[1]) in first]
-    return _some(inside, f"the {'first ' if n > 0 else ''}children by children={n} have no parameters")
+    return _some(inside, f"the children that children={n} means have no parameters")
 
 
 def _by_modules(n: int, model: torch.nn.Module, found: Sequence[Slot]) -> list[Slot]:
     there = [module for _, module in live_names.modules(model)]
-    first = {id(module) for module in there[: _count("modules", n, len(there), "module")]}
-    return _some([slot for slot in found if id(slot.owner) in first], f"the modules by modules={n} own no parameters")
+    first = {id(module) for module in there[: _count("modules", n, len(there))]}
+    return _some(
+        [slot for slot in found if id(slot.owner) in first], f"the modules that modules={n} means own no parameters"
+    )
 
 
 def _by_report(report: Loaded, model: torch.nn.Module, found: Sequence[Slot]) -> list[Slot]:
