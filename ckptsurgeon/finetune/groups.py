@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ckptsurgeon import kinds
@@ -68,7 +69,7 @@ def param_groups(
     if weight_decay is None and no_decay is None:
         spared = frozenset()
     decay = None if weight_decay is None else number("weight_decay", weight_decay)
-    made: dict[tuple[Any, ...], tuple[str, dict[str, Any], dict[str, torch.nn.Parameter]]] = {}
+    made: dict[_Place, dict[str, torch.nn.Parameter]] = {}
     without = []
     for index, (name, parameter) in enumerate(there.items()):
         if not parameter.requires_grad:
@@ -79,16 +80,27 @@ def param_groups(
             without.append(Problem(f"{name!r} is in no group: lr is None, and no rule gives it one", key=name))
             continue
         options = {"lr": rate, **_decay(options, decay, index in spared), **options}
-        title = _title(options.pop("name", None), used, scales.get(name), options.get("weight_decay") == 0 != decay)
-        key = (title, *sorted((option, repr(value)) for option, value in options.items()))
-        made.setdefault(key, (title, options, {}))[2][name] = parameter
+        is_spared = options.get("weight_decay") == 0 != decay
+        title = _title(options.pop("name", None), used, scales.get(name), is_spared)
+        order = (scales.get(name, (0, 1.0))[0], tuple(map(said.index, used)), is_spared)
+        made.setdefault(_Place(order, title, repr(sorted(options.items())), options), {})[name] = parameter
     if without:
         raise PlanError(without)
     return Groups(
-        _named_once(made.values()),
+        _named_once(made),
         tuple(name for name, one in there.items() if not one.requires_grad),
         tuple(_remarks(said, there)),
     )
+
+
+@dataclass(frozen=True, order=True)
+class _Place:
+    """Which group a parameter is in: by layer, rules and decay, in this order; `told` are its options in words."""
+
+    order: tuple[int, tuple[int, ...], bool]
+    title: str
+    told: str
+    options: Mapping[str, Any] = field(compare=False)
 
 
 def no_decay(model: torch.nn.Module | Target, of: Iterable[Type] = NO_DECAY) -> tuple[str, ...]:
@@ -181,10 +193,9 @@ def _title(name: str | None, used: Sequence[GroupRule], scale: tuple[int, float]
     return "/".join([*(parts or ["base"]), *(["no_decay"] if spared else [])])
 
 
-def _named_once(
-    made: Iterable[tuple[str, dict[str, Any], dict[str, torch.nn.Parameter]]],
-) -> tuple[Group, ...]:
-    groups = tuple(Group(title, parameters, options) for title, options, parameters in made)
+def _named_once(made: Mapping[_Place, Mapping[str, torch.nn.Parameter]]) -> tuple[Group, ...]:
+    """The groups in order. UsageError where there is none, or two have one name."""
+    groups = tuple(Group(place.title, made[place], place.options) for place in sorted(made))
     if not groups:
         raise UsageError("no parameter of the model trains; unfreeze some")
     titles = [one.name for one in groups]
