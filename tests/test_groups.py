@@ -282,6 +282,10 @@ def test_the_head_is_what_the_model_says_or_the_last_child_of_a_usual_name() -> 
         assert head_of(torchvision.models.alexnet()) == ["classifier.6.weight", "classifier.6.bias"]
         assert head_of(torchvision.models.vit_b_16()) == ["heads.head.weight", "heads.head.bias"]
         assert head_of(timm.create_model("convnext_atto")) == ["head.fc.weight", "head.fc.bias"]
+        inside = Lit()
+        inside.net = torchvision.models.resnet18()
+        assert head_of(torch.compile(inside)) == ["net.fc.weight", "net.fc.bias"]
+        assert depths(inside) == {f"net.{name}": at for name, at in depths(inside.net).items()}
     with pytest.raises(cs.UsageError, match="no head was found"):
         cs.param_groups(nn.Sequential(nn.Linear(1, 1)), 0.1, head=10)
 

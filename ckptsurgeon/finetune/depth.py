@@ -32,19 +32,20 @@ Run = tuple[str | None, list[str]]
 
 def depths(model: torch.nn.Module) -> dict[str, int]:
     """The depth of every parameter, by name: 0, 1, … without gaps."""
-    found = live_names.parameters(model)
-    runs = list(_runs("", peeled(model), False))
+    prefix, core = _core(model)
+    found = live_names.parameters(core)
+    runs = list(_runs("", core, False))
     if not any(unit for unit, _ in runs):
-        runs = list(_owners(model))
+        runs = list(_owners(core))
     made: dict[str, str] = {}
     unit = "stem"
     for new, names in runs:
         unit = new if new is not None else unit
         made |= {name: unit for name in names if name in found and name not in made}
-    of_head = _last(model)
+    of_head = _last(core)
     order = list(dict.fromkeys(unit for name, unit in made.items() if name not in of_head))
     numbers = {unit: number for number, unit in enumerate(order)}
-    return {name: len(order) if name in of_head else numbers[made[name]] for name in found}
+    return {prefix + name: len(order) if name in of_head else numbers[made[name]] for name in found}
 
 
 def head_of(model: torch.nn.Module) -> list[str]:
@@ -53,6 +54,23 @@ def head_of(model: torch.nn.Module) -> list[str]:
     Of a Sequential only the last module that owns parameters is meant: those before it are pretrained as well.
     Empty where there is none, or it has no parameters of its own.
     """
+    prefix, core = _core(model)
+    return [prefix + name for name in _head(core)]
+
+
+def _core(model: torch.nn.Module) -> tuple[str, torch.nn.Module]:
+    """The network in a module that only holds it, such as one of Lightning's, and the beginning of its names."""
+    prefix, core = "", peeled(model)
+    while not any(one is not None for one in core._parameters.values()):
+        children = {step: one for step, one in core._modules.items() if one is not None and _owns(one)}
+        step = next(iter(children), "")
+        if len(children) != 1 or step in HEADS or _NUMBERED.fullmatch(step):
+            break
+        prefix, core = f"{prefix}{step}.", peeled(children[step])
+    return prefix, core
+
+
+def _head(model: torch.nn.Module) -> list[str]:
     found = live_names.parameters(model)
     said = _said_by_timm(model)
     if said:
@@ -67,7 +85,7 @@ def head_of(model: torch.nn.Module) -> list[str]:
 
 def _last(model: torch.nn.Module) -> set[str]:
     """What is as deep as the head: the head, and what else is in the same child of the model (timm's `head.norm`)."""
-    head = head_of(model)
+    head = _head(model)
     children = {name.partition(".")[0] for name in head}
     whole = {child for child in children if type(peeled(model)._modules.get(child)).__name__ != "Sequential"}
     return {*head, *(name for name in live_names.parameters(model) if name.partition(".")[0] in whole)}
@@ -92,6 +110,10 @@ def _owners(model: torch.nn.Module) -> Iterator[Run]:
         prefix = f"{name}." if name else ""
         owned = [prefix + step for step, one in module._parameters.items() if one is not None]
         yield None if _is_norm(module) or not owned else name, owned
+
+
+def _owns(module: torch.nn.Module) -> bool:
+    return any(True for _ in module.parameters())
 
 
 def _is_norm(module: torch.nn.Module) -> bool:
