@@ -40,8 +40,8 @@ def freeze(
     Negative numbers count from the end: `children=-1` leaves out the last child.  Names and numbers are those of the
     network itself, whatever is wrapped around it.  A parameter of several names is frozen under all of them.  With
     `norm_stats` the norms among those that are meant are put into evaluation mode and stay in it when the model is put
-    into training mode, until `unfreeze`, so that running means and variances do not move either; `torch.jit.script` makes
-    modules that no longer know of it.
+    into training mode, until `unfreeze`, so that running means and variances do not move either.  Modules that
+    `torch.jit.script` makes do not know of it.
 
     Raises UsageError for what matches nothing (with the nearest names), numbers past the end, and several ways at once.
 
