@@ -27,8 +27,18 @@ if TYPE_CHECKING:
     from ckptsurgeon.errors import RuleError as RuleError
     from ckptsurgeon.errors import TargetError as TargetError
     from ckptsurgeon.errors import UsageError as UsageError
+    from ckptsurgeon.finetune import Clamped as Clamped
+    from ckptsurgeon.finetune import Frozen as Frozen
+    from ckptsurgeon.finetune import Groups as Groups
     from ckptsurgeon.finetune import LoadReport as LoadReport
+    from ckptsurgeon.finetune import clamp as clamp
+    from ckptsurgeon.finetune import freeze as freeze
+    from ckptsurgeon.finetune import keep_clamped as keep_clamped
     from ckptsurgeon.finetune import load_into as load_into
+    from ckptsurgeon.finetune import no_decay as no_decay
+    from ckptsurgeon.finetune import param_groups as param_groups
+    from ckptsurgeon.finetune import trainable as trainable
+    from ckptsurgeon.finetune import unfreeze as unfreeze
     from ckptsurgeon.formats import Document as Document
     from ckptsurgeon.formats import inspect as inspect
     from ckptsurgeon.inert import Opaque as Opaque
@@ -74,7 +84,20 @@ _HOMES = {
         "TargetError",
         "UsageError",
     ),
-    "finetune": ("LoadReport", "load_into"),
+    "finetune": (
+        "Clamped",
+        "Frozen",
+        "Groups",
+        "LoadReport",
+        "clamp",
+        "freeze",
+        "keep_clamped",
+        "load_into",
+        "no_decay",
+        "param_groups",
+        "trainable",
+        "unfreeze",
+    ),
     "formats": ("Document", "inspect"),
     "inert": ("Opaque",),
     "inverter": ("Inversion",),

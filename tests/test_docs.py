@@ -132,12 +132,14 @@ def test_the_json_objects_have_exactly_the_documented_fields(ckpt: Any, resnet_b
         ["remap", resnet_bundle, "--to", spec, "--dry-run"],
         ["remap", "b.safetensors", "--in-place", "--dry-run"],
         ["invert", "--for", "b.safetensors", "--rule", "w => v"],
+        ["ls", "--params", spec],
+        ["freeze-plan", spec, "^fc"],
         ["recipes"],
         ["rules"],
     ):
         data = ckpt(*words, "--json").json
         seen.setdefault(data["schema"], set()).update(fields(data))
-    kinds = ("diff", "extras", "invert", "ls", "recipes", "remap", "rules", "tree", "verify")
+    kinds = ("diff", "extras", "freeze-plan", "invert", "ls", "params", "recipes", "remap", "rules", "tree", "verify")
     assert sorted(seen) == [f"ckptsurgeon.{kind}/1" for kind in kinds]
     for schema, got in seen.items():
         told = documented(schema)

@@ -76,7 +76,7 @@ def test_what_could_run_code_or_reach_out_is_imported_in_few_places() -> None:
 
 ATTRIBUTES = {
     ("__init__.py", "_OTHER_NAMES.get(name, name)"): "a public name of the package, from its own table",
-    ("cli/app.py", "name"): "a command, from its own table",
+    ("cli/app.py", "word"): "a command, from its own table",
     ("evaluate/values.py", "dtype"): "a dtype of torch, by the closed table of dtypes",
     ("evaluate/values.py", "spec.dtype.name"): "the same",
     ("evaluate/values.py", "ref.dtype.name"): "the same",

@@ -44,6 +44,7 @@ def _files() -> None:
         ["ls", "b.pth"],
         ["ls", "c.safetensors", "--json"],
         ["ls", "--tree", "a.pth"],
+        ["ls", "--params", "a.pth"],
         ["diff", "a.pth", "c.safetensors"],
         ["diff", "a.pth", "b.pth", "--rule", "strip module."],
         ["remap", "a.pth", "-o", "d.pth", "--rule", "strip module.", "--keep-extras"],

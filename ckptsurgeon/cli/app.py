@@ -17,7 +17,7 @@ from typing import Annotated
 
 import typer
 
-COMMANDS = ("ls", "diff", "remap", "convert", "verify", "invert", "rules", "recipes")
+COMMANDS = ("ls", "diff", "remap", "convert", "verify", "invert", "freeze-plan", "rules", "recipes")
 
 
 def _version(wanted: bool) -> None:
@@ -49,7 +49,8 @@ def build(commands: Sequence[str] = COMMANDS) -> typer.Typer:
     )
     app.callback()(_main)
     for name in commands:
-        app.command(name)(getattr(import_module(f"ckptsurgeon.cli.commands.{name}"), name))
+        word = name.replace("-", "_")
+        app.command(name)(getattr(import_module(f"ckptsurgeon.cli.commands.{word}"), word))
     return app
 
 

@@ -1,5 +1,23 @@
 """Helpers on live modules."""
 
+from ckptsurgeon.finetune.constraints import Clamped, clamp, keep_clamped
+from ckptsurgeon.finetune.freezing import freeze, trainable, unfreeze
+from ckptsurgeon.finetune.frozen import Frozen
+from ckptsurgeon.finetune.grouped import Groups
+from ckptsurgeon.finetune.groups import no_decay, param_groups
 from ckptsurgeon.finetune.load import LoadReport, load_into
 
-__all__ = ["LoadReport", "load_into"]
+__all__ = [
+    "Clamped",
+    "Frozen",
+    "Groups",
+    "LoadReport",
+    "clamp",
+    "freeze",
+    "keep_clamped",
+    "load_into",
+    "no_decay",
+    "param_groups",
+    "trainable",
+    "unfreeze",
+]

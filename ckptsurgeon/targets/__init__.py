@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import os
+from typing import TYPE_CHECKING
 
 from ckptsurgeon.checkpoint import Checkpoint, Target
 
-__all__ = ["is_spec", "of"]
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["built", "is_spec", "of"]
 
 
 def is_spec(name: str) -> bool:
@@ -35,3 +39,13 @@ def of(thing: object, cache: bool = True) -> Target:
     from ckptsurgeon.targets import module
 
     return module.target(thing)
+
+
+def built(name: str) -> torch.nn.Module:
+    """The live module that a model spec names: on the meta device where its code can do that, without values.
+
+    Raises TargetError when it cannot be found, imported or built.
+    """
+    from ckptsurgeon.targets import spec
+
+    return spec.built(name)

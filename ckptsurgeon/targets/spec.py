@@ -105,6 +105,13 @@ def target(text: str, use_cache: bool = True) -> Target:
     return cache.through(spec, lambda: _target(spec), use_cache)
 
 
+def built(text: str) -> torch.nn.Module:
+    """The module that a spec names, on the meta device where that works, else on the CPU. TargetError as `target`."""
+    spec = parse(text)
+    made: torch.nn.Module = _build_light(spec, _factory(spec))
+    return made
+
+
 def _target(spec: Spec) -> Target:
     factory = _factory(spec)
 
