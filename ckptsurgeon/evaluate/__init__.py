@@ -5,6 +5,7 @@ torch are imported inside the functions that need them: plain copies need neithe
 """
 
 from ckptsurgeon.evaluate.gather import cost
+from ckptsurgeon.evaluate.into import calls, fill
 from ckptsurgeon.evaluate.pieces import (
     ABSENT_HINT,
     Piece,
@@ -17,16 +18,20 @@ from ckptsurgeon.evaluate.pieces import (
     whole,
 )
 from ckptsurgeon.evaluate.reading import Handles, read_exactly, read_into
-from ckptsurgeon.evaluate.values import quantized, to_torch
+from ckptsurgeon.evaluate.values import bytes_of, from_buffer, quantized, to_torch
 
 __all__ = [
     "ABSENT_HINT",
     "Handles",
     "Piece",
     "blocks",
+    "bytes_of",
+    "calls",
     "check_record",
     "cost",
     "damaged",
+    "fill",
+    "from_buffer",
     "holds",
     "pieces",
     "quantized",
