@@ -18,14 +18,13 @@ from ckptsurgeon.evaluate.pieces import (
     whole,
 )
 from ckptsurgeon.evaluate.reading import Handles, read_exactly, read_into
-from ckptsurgeon.evaluate.values import bytes_of, from_buffer, quantized, to_torch
+from ckptsurgeon.evaluate.values import from_buffer, memory_of, quantized, to_torch
 
 __all__ = [
     "ABSENT_HINT",
     "Handles",
     "Piece",
     "blocks",
-    "bytes_of",
     "calls",
     "check_record",
     "cost",
@@ -33,6 +32,7 @@ __all__ = [
     "fill",
     "from_buffer",
     "holds",
+    "memory_of",
     "pieces",
     "quantized",
     "read_exactly",

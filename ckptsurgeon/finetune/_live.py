@@ -116,13 +116,21 @@ def _cleaned(key: str, model: torch.nn.Module) -> tuple[str, torch.nn.Module]:
     """A key without the steps into wrappers (which some take off themselves), and the module that it is of."""
     kept, owner, module = [], model, model
     for step in key.split("."):
-        if names.WRAPPERS.get(type(module).__name__) == step and (child := module._modules.get(step)) is not None:
-            module = child
-            continue
-        owner = names.peeled(module)
-        kept.append(step)
-        module = owner._modules.get(step) or owner
+        module, is_wrapper = _entered(module, step)
+        if not is_wrapper:
+            kept.append(step)
+            owner, child = module, module._modules.get(step)
+            module = owner if child is None else child
     return ".".join(kept), owner
+
+
+def _entered(module: torch.nn.Module, step: str) -> tuple[torch.nn.Module, bool]:
+    """The module inside of all wrappers up to one that a step of a key leads into, and whether there is one."""
+    while (inner := names.WRAPPERS.get(type(module).__name__)) and (child := module._modules.get(inner)) is not None:
+        module = child
+        if inner == step:
+            return module, True
+    return module, False
 
 
 def renewed(held: Held, made: Mapping[int, torch.Tensor]) -> Held:

@@ -111,14 +111,12 @@ def calls(each: Place) -> Iterator[tuple[int, Callable[[Handles], None]]]:
 
 def _memory(tensor: torch.Tensor, ref: TensorRef) -> memoryview | None:
     """The bytes of a tensor, to be read into; None where they are not those of `ref` in order."""
-    import torch
 
     same = str(tensor.dtype) == f"torch.{ref.dtype.name}" and tuple(tensor.shape) == ref.shape
     ready = tensor.device.type == "cpu" and tensor.is_contiguous() and not (tensor.is_conj() or tensor.is_neg())
     if not same or not ready:
         return None
-    flat = tensor.as_strided((tensor.numel(),), (1,))  # of one element, a contiguous tensor has any stride
-    return evaluate.bytes_of(flat.view(torch.uint8).numpy())
+    return evaluate.memory_of(tensor)
 
 
 def _read(tensor: torch.Tensor, call: Callable[[Handles], None], handles: Handles) -> None:
