@@ -35,6 +35,7 @@ def look(model: torch.nn.Module, parts: Sequence[Part]) -> Survey:
     """Look at every part once.  TargetError where the model's own code fails."""
     label = f"the {type(names.peeled(model)).__name__}"
     owners = {name: type(module).__name__ for name, module in names.modules(model)}
+    _check_shapes(label, model)
     known = _known(model)
     entries: dict[str, TargetEntry] = {}
     ties: list[tuple[str, ...]] = []
@@ -46,7 +47,6 @@ def look(model: torch.nn.Module, parts: Sequence[Part]) -> Survey:
         with ExitStack() as stack:
             with _named(label):
                 held = stack.enter_context(part.open(False))
-            _check_shapes(label, held.tensors)
             entries |= modules.of_values(label, held.tensors, owners).entries
             others += held.others
             on_meta += [key for key, value in held.tensors.items() if value.is_meta]
@@ -71,10 +71,11 @@ def _named(label: str) -> Iterator[None]:
         raise TargetError(f"{label}: its state dict cannot be made: {type(error).__name__}: {words}") from error
 
 
-def _check_shapes(label: str, tensors: Mapping[str, torch.Tensor]) -> None:
+def _check_shapes(label: str, model: torch.nn.Module) -> None:
     import torch
 
-    lazy = next((key for key, value in tensors.items() if torch.nn.parameter.is_lazy(value)), None)
+    named = (*names.parameters(model).items(), *model.named_buffers())
+    lazy = next((name for name, value in named if torch.nn.parameter.is_lazy(value)), None)
     if lazy is not None:
         raise TargetError(
             f"{label}: {lazy!r} has no shape yet; put a batch through the model first, as lazy layers want"
