@@ -97,6 +97,7 @@ def plan(
         "mismatched": policies.mismatched,
         "missing": policies.missing,
         "fit": policies.fit,
+        "unwrap": policies.unwrap and not policies.fit,
         "allow_unused": allow_unused,
     }
     options = {name: value for name, value in decided.items() if value}
@@ -165,7 +166,7 @@ class _Work(Applying):
         if not self.rules(recipe):
             return
         if self.target is not None:
-            if policies.fit:
+            if policies.fit or policies.unwrap:
                 self.unwrap(self.target)
             self.settle(self.target, policies, self.seed)
         if dtype is not None and self.refs:

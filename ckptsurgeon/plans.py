@@ -21,13 +21,14 @@ class Policies:
 
     None stands for `error`, or with `fit` for what `--fit` stands for: unexpected keys dropped,
     size-1 reshapes done, every other mismatch dropped, missing keys initialised, and the wrappers
-    around names taken off.
+    around names taken off.  `unwrap` stands for the last of these alone.
     """
 
     unexpected: Unexpected | None = None
     mismatched: Mismatched | None = None
     missing: Missing | None = None
     fit: bool = False
+    unwrap: bool = False
 
     def __post_init__(self) -> None:
         for name, known in (("unexpected", Unexpected), ("mismatched", Mismatched), ("missing", Missing)):
@@ -45,7 +46,7 @@ class Policies:
     @property
     def any(self) -> bool:
         """Whether any of them was asked for."""
-        return self.fit or bool(self.unexpected or self.mismatched or self.missing)
+        return self.fit or self.unwrap or bool(self.unexpected or self.mismatched or self.missing)
 
 
 STRICT = Policies()

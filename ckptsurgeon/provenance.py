@@ -38,6 +38,7 @@ _CHOICES: Mapping[str, frozenset[Any]] = {
     "mismatched": frozenset(("error", "drop", "reshape", "overlap")),
     "missing": frozenset(("error", "init", "skip")),
     "fit": frozenset((True,)),
+    "unwrap": frozenset((True,)),
     "allow_unused": frozenset((True,)),
     "keep_extras": frozenset((True,)),
 }

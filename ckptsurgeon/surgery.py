@@ -132,6 +132,7 @@ class PlanOptions(TypedDict, total=False):
     mismatched: Mismatched | None
     missing: Missing | None
     fit: bool
+    unwrap: bool
     dtype: str | DType | None
     seed: int
     allow_unused: bool
@@ -168,6 +169,7 @@ def plan(
     mismatched: Mismatched | None = None,
     missing: Missing | None = None,
     fit: bool = False,
+    unwrap: bool = False,
     dtype: str | DType | None = None,
     seed: int = 0,
     allow_unused: bool = False,
@@ -181,7 +183,8 @@ def plan(
     `mismatched` shapes are an "error", "drop" (then they are missing), "reshape" (dimensions of
     size 1) or "overlap" (copy what both have, initialise the rest); `missing` keys are an "error",
     "init" (as the model does, from `seed`) or "skip".  `fit` stands for drop, reshape and init, takes
-    wrappers such as `module.` off the names, and drops what still has another shape.  `dtype`
+    wrappers such as `module.` off the names, and drops what still has another shape; `unwrap` does
+    nothing but take wrappers off (or put them on), where that brings more keys to names of `to`.  `dtype`
     casts the floating tensors of the result; `allow_unused` tolerates rules that match nothing;
     `cache` is that of `target_of`.  `beside` are other checkpoints whose tensors the rules may take, as
     `NAME.key`.  What a recipe says of the target and the policies holds where nothing else is given.
@@ -204,6 +207,7 @@ def plan(
             said.get("mismatched") if mismatched is None else mismatched,
             said.get("missing") if missing is None else missing,
             fit or said.get("fit", False),
+            unwrap,
         ),
         dtype=as_dtype(dtype or said.get("dtype")),
         seed=seed or said.get("seed", 0),

@@ -162,11 +162,17 @@ class TensorRef:
         """
         if self.quantizer is not None:
             return evaluate.quantized(self)
-        buffer, at = bytearray(self.nbytes), 0
-        for block in self.blocks():
-            buffer[at : at + len(block)] = block
-            at += len(block)
+        buffer = bytearray(self.nbytes)
+        self.read_into(memoryview(buffer))
         return evaluate.to_torch(buffer, self.spec)
+
+    def read_into(self, view: memoryview) -> None:
+        """Fill memory that is there already, of exactly `.nbytes`, with the contiguous little-endian bytes; of
+        a quantised tensor with its integers.
+
+        Raises InputError as `read` does; by then a part of the memory may be filled.
+        """
+        evaluate.fill(self, view)
 
     def rows(self, begin: int, end: int) -> TensorRef | None:
         """The rows `begin` to `end` along the first dimension as a tensor of their own; None where they

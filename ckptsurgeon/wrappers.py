@@ -3,7 +3,8 @@
 `nn.DataParallel`, `torch.compile`, FSDP, checkpoint wrappers, Lightning modules and the like nest
 in any order.  Every candidate is scored by how many tensors of the target it reaches, by name and
 shape; nothing is taken off that does not bring more of them, and nothing that fits is renamed away.
-Where two of them do equally well with other tensors (a student and a teacher), none is chosen.
+Where two of them do equally well with other tensors (a student and a teacher, in the checkpoint or in the model), none
+is chosen.
 """
 
 from __future__ import annotations
@@ -81,7 +82,9 @@ def find(keys: Shapes, wanted: Shapes) -> Unwrapping:
     names = list(keys)
     start = _score(names, names, keys, wanted)
     best, chosen = start, None
-    ways: dict[frozenset[str], _Candidate] = {}
+    if start.count == (len(wanted), len(wanted)):
+        return Unwrapping((), len(wanted), len(wanted))
+    ways: dict[frozenset[tuple[str, str]], _Candidate] = {}
     for candidate in _candidates(names, wanted):
         score = _score(names, candidate.names(names, wanted), keys, wanted)
         if not start.hits <= score.hits:
@@ -101,20 +104,20 @@ def find(keys: Shapes, wanted: Shapes) -> Unwrapping:
 @dataclass(frozen=True)
 class _Score:
     """How many tensors of the target are reached, by name and shape and by name alone, each counted
-    once, and the keys that reach them by both."""
+    once, and the keys that reach them by both, with what each is called then."""
 
     count: tuple[int, int]
-    hits: frozenset[str]
+    hits: frozenset[tuple[str, str]]
 
 
 def _score(keys: list[str], names: list[str], shapes: Shapes, wanted: Shapes) -> _Score:
-    named, fitting, hits = set[str](), set[str](), list[str]()
+    named, fitting, hits = set[str](), set[str](), list[tuple[str, str]]()
     for key, name in zip(keys, names, strict=True):
         if name in wanted:
             named.add(name)
             if shapes[key] == wanted[name] or only_ones_differ(shapes[key], wanted[name]):
                 fitting.add(name)
-                hits.append(key)
+                hits.append((key, name))
     return _Score((len(fitting), len(named)), frozenset(hits))
 
 

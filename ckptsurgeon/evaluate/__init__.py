@@ -5,6 +5,7 @@ torch are imported inside the functions that need them: plain copies need neithe
 """
 
 from ckptsurgeon.evaluate.gather import cost
+from ckptsurgeon.evaluate.into import calls, fill
 from ckptsurgeon.evaluate.pieces import (
     ABSENT_HINT,
     Piece,
@@ -17,17 +18,21 @@ from ckptsurgeon.evaluate.pieces import (
     whole,
 )
 from ckptsurgeon.evaluate.reading import Handles, read_exactly, read_into
-from ckptsurgeon.evaluate.values import quantized, to_torch
+from ckptsurgeon.evaluate.values import from_buffer, memory_of, quantized, to_torch
 
 __all__ = [
     "ABSENT_HINT",
     "Handles",
     "Piece",
     "blocks",
+    "calls",
     "check_record",
     "cost",
     "damaged",
+    "fill",
+    "from_buffer",
     "holds",
+    "memory_of",
     "pieces",
     "quantized",
     "read_exactly",

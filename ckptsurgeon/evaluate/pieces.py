@@ -40,15 +40,15 @@ Reader = Callable[[Extent, "TensorSpec", int], Iterator[Piece]]
 """How an extent is read: its elements in order, contiguous, in the byte order of the file."""
 
 
-def blocks(ref: TensorRef, size: int) -> Iterator[memoryview]:
+def blocks(ref: TensorRef, size: int, handles: Handles | None = None) -> Iterator[memoryview]:
     """The contiguous little-endian bytes of `ref`, in order, in blocks of about `size` bytes.
 
     A record that is read whole is held against its checksum.  What was yielded before the last block is
-    not yet proven.
+    not yet proven.  `handles` are those of a pass that reads more than this tensor.
     """
-    with Handles() as handles:
+    with Handles() as own:
         for piece in pieces(ref, size, _proven):
-            yield piece.make(handles)
+            yield piece.make(handles or own)
 
 
 def pieces(ref: TensorRef, size: int, read: Reader | None = None) -> Iterator[Piece]:

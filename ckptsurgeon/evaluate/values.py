@@ -61,13 +61,30 @@ def quantized(ref: TensorRef) -> torch.Tensor:
 
 def raw(tensor: torch.Tensor) -> memoryview:
     """The contiguous bytes of a tensor."""
-    import torch
-
     if tensor.is_quantized:
         tensor = tensor.int_repr()
     dense = tensor.detach().to("cpu").resolve_conj().resolve_neg().contiguous()
-    flat = dense.as_strided((dense.numel(),), (1,))  # of one element, `contiguous` keeps any stride
-    return bytes_of(flat.view(torch.uint8).numpy())
+    return memory_of(dense)
+
+
+def memory_of(tensor: torch.Tensor) -> memoryview:
+    """The bytes of a contiguous tensor on the CPU, which they are shared with.
+
+    Not by way of `.numpy()`, after which torch never again changes the size of the storage, as FSDP must.
+    """
+    import numpy as np
+
+    shared: Any = np.asarray(_Memory(tensor))
+    return memoryview(shared)
+
+
+class _Memory:
+    """Memory of a tensor, which lives as long as what NumPy makes of it."""
+
+    def __init__(self, tensor: torch.Tensor) -> None:
+        self.tensor = tensor
+        place = tensor.data_ptr() if tensor.nbytes else 0
+        self.__array_interface__ = {"data": (place, False), "shape": (tensor.nbytes,), "typestr": "|u1", "version": 3}
 
 
 def bytes_of(array: Any) -> memoryview:

@@ -5,7 +5,8 @@ from ckptsurgeon.finetune.freezing import freeze, trainable, unfreeze
 from ckptsurgeon.finetune.frozen import Frozen
 from ckptsurgeon.finetune.grouped import Groups
 from ckptsurgeon.finetune.groups import no_decay, param_groups
-from ckptsurgeon.finetune.load import LoadReport, load_into
+from ckptsurgeon.finetune.load import load_into
+from ckptsurgeon.finetune.report import LoadReport
 
 __all__ = [
     "Clamped",

@@ -2,55 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from ckptsurgeon import surgery
-from ckptsurgeon.checkpoint import buffer_words
 from ckptsurgeon.dtypes import DType
 from ckptsurgeon.errors import PlanError, Problem, UsageError
+from ckptsurgeon.finetune import _assigning, _live, _placing, _sharing, _survey
+from ckptsurgeon.finetune.report import LoadReport
 from ckptsurgeon.plans import Mismatched, Missing, Plan, Unexpected
 
 if TYPE_CHECKING:
     import torch
-
-
-@dataclass(frozen=True)
-class LoadReport:
-    """What `load_into` did. `loaded` are the model's keys that came from the checkpoint, `kept`
-    those that keep the model's own values, `partly` those of which a part came."""
-
-    plan: Plan
-    loaded: tuple[str, ...]
-    kept: tuple[str, ...]
-    partly: tuple[str, ...]
-    numel_loaded: int
-    numel: int
-
-    @property
-    def dropped(self) -> tuple[str, ...]:
-        """The checkpoint's keys that were not used."""
-        return tuple(self.plan.dropped)
-
-    @property
-    def coverage(self) -> float:
-        """The share of the model's elements that came from the checkpoint, between 0 and 1."""
-        return self.numel_loaded / self.numel if self.numel else 1.0
-
-    def __str__(self) -> str:
-        total = len(self.loaded) + len(self.kept)
-        lines = [f"loaded {len(self.loaded)} of {total} tensors, {100 * self.coverage:.2f} % of the elements"]
-        lines += [f"  kept as it was: {key} ({self._why_kept(key)})" for key in self.kept]
-        lines += [f"  partly loaded: {key} ({self.plan.mismatched[key]})" for key in self.partly]
-        lines += [f"  not used: {key} ({why})" for key, why in self.plan.dropped.items()]
-        return "\n".join([*lines, *(f"  warning: {warning}" for warning in self.plan.warnings)])
-
-    def _why_kept(self, key: str) -> str:
-        if key in self.plan.mismatched or self.plan.target is None:
-            return self.plan.mismatched.get(key, "")
-        entry = self.plan.target.entries[key]
-        buffer = buffer_words(key, entry.role, entry.module)
-        return f"not in the checkpoint; {buffer}" if buffer else "not in the checkpoint"
 
 
 def load_into(
@@ -64,64 +27,94 @@ def load_into(
     missing: Missing | None = None,
     fit: bool = False,
     allow_unused: bool = False,
+    beside: Mapping[str, surgery.Source] | None = None,
+    assign: bool = False,
+    min_coverage: float = 0.0,
 ) -> LoadReport:
-    """Load a checkpoint (after `rules`) into `model`, tensor by tensor, on the device where it is.
+    """Load a checkpoint (after `rules`) into `model`, on the device where it is, without ever holding it twice.
 
-    Values are cast to the model's dtypes.  Keys that the checkpoint does not bring keep the
-    model's own values, when a policy (`missing="init"` or `"skip"`, or `fit`) allows it.  Raises
-    PlanError with every problem before anything is changed.
+    Names are those of the network itself: what torch.compile, DataParallel, DistributedDataParallel, FSDP, activation
+    checkpointing, Fabric or a LightningModule put around them, in the checkpoint or in the model, takes no part; the
+    rules that this takes stand in the report.  Under FSDP, and in processes that share a DTensor, every process
+    calls this, and each keeps its own part.  Values are cast to the model's dtypes.  Keys that the checkpoint does not
+    bring keep the model's own values, when a policy (`missing="init"` or `"skip"`, or `fit`) allows it; policies,
+    `select`, `allow_unused` and `beside` are those of `cs.plan`.
+
+    A model on the meta device takes `assign=True`: its parameters and buffers are made real on the CPU, of the model's
+    dtypes, and read into without a copy between; what shared a parameter still does.  Create its optimizer afterwards.
+
+    Before anything is changed, raises PlanError with every problem: what no policy settles, two values for
+    parameters that share memory, what a cast would cut, what would stay on the meta device, and less than a share
+    `min_coverage` (0 to 1) of the tensors, or of their elements, as `ckpt diff --min-coverage` counts.  UsageError for
+    a model on the meta device without `assign`, TargetError for a model whose own code fails.  InputError, with the
+    key, when a file cannot be read to its end: then the model is partly loaded.
+
+    >>> import ckptsurgeon as cs, torch, tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     torch.save({"module.weight": torch.ones(1, 2)}, folder + "/a.pth")
+    ...     print(cs.load_into(torch.nn.Linear(2, 1), folder + "/a.pth", missing="init"))
+    loaded 1 of 2 tensors, 66.67 % of the elements
+      wrappers: strip module.
+      kept as it was: bias (not in the checkpoint)
     """
     import torch
 
     if isinstance(source, torch.nn.Module):
         raise UsageError("the source of load_into is a checkpoint or a path, and comes second")
+    if not isinstance(model, torch.nn.Module):
+        raise UsageError(f"load_into loads into an nn.Module, not a {type(model).__name__}")
+    parts = _live.parts(model)
+    found = _survey.look(model, parts)
+    if not assign and (bare := (*found.on_meta, *found.unreachable)):
+        raise UsageError(
+            f"the model is on the meta device ({bare[0]!r}, …); give load_into assign=True, or the model memory with "
+            "model.to_empty(device=…)"
+        )
     made = surgery.plan(
         source,
         rules,
-        model,
+        found.target,
         select=select,
         unexpected="drop" if unexpected == "keep" else unexpected,
         mismatched=mismatched,
         missing=missing,
         fit=fit,
+        unwrap=True,
         allow_unused=allow_unused,
+        beside=beside,
     ).check()
-    live = {key: value for key, value in model.state_dict(keep_vars=True).items() if isinstance(value, torch.Tensor)}
-    on_meta = [key for key, value in live.items() if value.is_meta]
-    if on_meta:
-        raise UsageError(f"the model is on the meta device ({on_meta[0]!r}, …); give it memory with model.to_empty()")
-    _check_kinds(made)
-    fresh = set(made.initialised)
-    loaded = tuple(key for key in live if key in made.result.tensors and key not in fresh)
-    with torch.no_grad():
-        for key in loaded:
-            live[key].copy_(made.result[key].read())
-    counts = made.loaded()
-    return LoadReport(
-        made,
-        loaded,
-        tuple(key for key in live if key not in loaded),
-        tuple(key for key in loaded if key in made.overlapped),
-        sum(counts[key] for key in loaded),
-        sum(value.numel() for value in live.values()),
-    )
-
-
-def _check_kinds(made: Plan) -> None:
-    """A copy into a live tensor casts; what it would cut off (fractions, imaginary parts) is a problem."""
-    target = made.target
-    assert target is not None
-    problems = []
-    for key, entry in target.entries.items():
-        ref = made.result.tensors.get(key)
-        if ref is not None and ref.absent is not None:
-            problems.append(Problem(f"{key!r} is {ref.absent}: the file does not hold its bytes", key=key))
-        elif ref is not None and not _fits(ref.dtype, entry.spec.dtype):
-            problems.append(
-                Problem(f"{key!r} is {ref.dtype} in the checkpoint and {entry.spec.dtype} in the model", key=key)
-            )
-    if problems:
+    report = LoadReport.of(made).raise_for(min_coverage)
+    if problems := list(_problems(report, found, parts)):
         raise PlanError(problems)
+    real = _assigning.made_real(model) if assign else {}
+    for part in parts:
+        with part.open(True) as held:
+            _load(report, _live.renewed(held, real), found)
+    return report
+
+
+def _problems(report: LoadReport, found: _survey.Survey, parts: list[_live.Part]) -> Iterator[Problem]:
+    """Everything that stands against copying what the plan has into the live tensors."""
+    yield from _cuts(report.plan, report.loaded)
+    yield from (found.problems[key] for key in report.loaded if key in found.problems)
+    refs = {key: report.plan.result[key] for key in report.loaded}
+    yield from _sharing.contradictions(found.target.label, found.target.ties, found.overlaps, refs)
+    if found.on_meta or found.unreachable:
+        (part,) = parts
+        whole = [key for key in report.loaded if key not in report.partly]
+        with part.open(False) as held:
+            yield from _assigning.unsettled(found, held.tensors, whole)
+
+
+def _cuts(made: Plan, loaded: tuple[str, ...]) -> Iterator[Problem]:
+    """A copy into a live tensor casts; what it would cut off (fractions, imaginary parts) is a problem."""
+    assert made.target is not None
+    for key in loaded:
+        ref, want = made.result[key], made.target.entries[key].spec.dtype
+        if ref.absent is not None:
+            yield Problem(f"{key!r} is {ref.absent}: the file does not hold its bytes", key=key)
+        elif not _fits(ref.dtype, want):
+            yield Problem(f"{key!r} is {ref.dtype} in the checkpoint and {want} in the model", key=key)
 
 
 def _fits(have: DType, want: DType) -> bool:
@@ -130,3 +123,15 @@ def _fits(have: DType, want: DType) -> bool:
         return have == want
     rank = {"bool": 0, "uint": 1, "int": 1, "float": 2, "complex": 3}
     return rank[have.kind] <= rank[want.kind]
+
+
+def _load(report: LoadReport, held: _live.Held, found: _survey.Survey) -> None:
+    """Fill what a part of the model holds; of names that are one tensor, one."""
+    first = {key: group[0] for group in found.target.ties for key in group}
+    refs = report.plan.result
+    once = {first.get(key, key): key for key in reversed(report.loaded) if key in held.tensors}
+    places = [_placing.place(key, held.tensors[key], refs[key]) for key in once.values() if key not in held.setters]
+    _placing.fill(places)
+    for key, setter in held.setters.items():
+        if key in report.loaded:
+            setter(refs[key].read())

@@ -19,7 +19,7 @@ import re
 import stat
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -166,7 +166,7 @@ class _Later:
     header: Target
     build: Callable[[], Target]
 
-    def __call__(self, seed: int) -> torch.nn.Module:
+    def __call__(self, seed: int) -> Mapping[str, torch.Tensor]:
         return self._values.build(seed)
 
     @cached_property

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -44,8 +44,36 @@ def target(thing: Any, label: str | None = None, build: Callable[[int], torch.nn
 def _target(thing: torch.nn.Module, label: str, build: Callable[[int], torch.nn.Module] | None) -> Target:
     import torch
 
-    values = {key: value for key, value in thing.state_dict(keep_vars=True).items() if isinstance(value, torch.Tensor)}
+    state = thing.state_dict(keep_vars=True)
+    values = {key: value for key, value in state.items() if isinstance(value, torch.Tensor)}
     owners = {name: type(owner).__name__ for name, owner in thing.named_modules()}
+    others = tuple(key for key in state if key not in values)
+    if build is not None:
+        made_anew = Values(label, lambda seed: build(seed).state_dict(), _nbytes(values))
+        return of_values(label, values, owners, others, made_anew)
+    initial = Values(label, lambda seed: thing.state_dict(), 0)
+    made = of_values(label, values, owners, others, initial)
+    tensors = {
+        key: TensorRef(entry.spec, initial.source(key, 0), quantizer=_quantizer(values[key]))
+        for key, entry in made.entries.items()
+    }
+    return replace(made, tensors=tensors)
+
+
+def of_values(
+    label: str,
+    values: Mapping[str, torch.Tensor],
+    owners: Mapping[str, str],
+    others: tuple[str, ...] = (),
+    initial: Values | None = None,
+) -> Target:
+    """The target of a module whose state dict has these tensors; one tensor of two names is a tie.
+
+    `owners` are the types of its modules by their names, `others` the keys of what is no tensor.  TargetError for
+    a tensor of a dtype that no checkpoint can hold.
+    """
+    import torch
+
     entries: dict[str, TargetEntry] = {}
     shared: dict[int, list[str]] = {}
     for key, value in values.items():
@@ -56,15 +84,7 @@ def _target(thing: torch.nn.Module, label: str, build: Callable[[int], torch.nn.
         entries[key] = TargetEntry(TensorSpec(DTYPES[name], tuple(value.shape)), role, _owner(key, owners))
         shared.setdefault(id(value), []).append(key)
     ties = tuple(tuple(group) for group in shared.values() if len(group) > 1)
-    initial = Values(label, lambda seed: thing, 0) if build is None else Values(label, build, _nbytes(values))
-    others = tuple(key for key, value in thing.state_dict().items() if not isinstance(value, torch.Tensor))
-    tensors = None
-    if build is None:
-        tensors = {
-            key: TensorRef(entry.spec, initial.source(key, 0), quantizer=_quantizer(values[key]))
-            for key, entry in entries.items()
-        }
-    return Target(label, entries, True, others, ties, initial, tensors)
+    return Target(label, entries, True, others, ties, initial)
 
 
 def _nbytes(values: dict[str, torch.Tensor]) -> int:
@@ -88,7 +108,7 @@ def _quantizer(value: torch.Tensor) -> Quantizer | None:
     return Quantizer(scheme, parts[0], parts[1], value.q_per_channel_axis())
 
 
-def _owner(key: str, owners: dict[str, str]) -> str:
+def _owner(key: str, owners: Mapping[str, str]) -> str:
     """The type of the innermost module whose name begins the key."""
     prefix = key
     while prefix:
@@ -103,9 +123,10 @@ class Values:
     """The values that a model itself would begin with."""
 
     label: str
-    build: Callable[[int], torch.nn.Module]
+    build: Callable[[int], Mapping[str, torch.Tensor]]
+    """Makes the state dict of a model from a seed."""
     nbytes: int
-    """The bytes of the model that `build` makes; 0 where it is there already."""
+    """The bytes of what `build` makes; 0 where it is there already."""
 
     @cached_property
     def _built(self) -> dict[int, dict[str, torch.Tensor]]:
@@ -117,7 +138,7 @@ class Values:
     def value(self, key: str, seed: int) -> torch.Tensor:
         with _BUILDING:  # threads that write ask for values side by side
             if seed not in self._built:
-                self._built[seed] = dict(self.build(seed).state_dict())
+                self._built[seed] = dict(self.build(seed))
         value = self._built[seed].get(key)
         if value is None:
             raise TargetError(f"{self.label} is not what it was when its keys were taken: it has no {key!r}")
