@@ -138,6 +138,8 @@ class PlanOptions(TypedDict, total=False):
     allow_unused: bool
     cache: bool
     beside: Mapping[str, Source] | None
+    extras: bool
+    strict_extras: bool
 
 
 def together(ckpt: Checkpoint, beside: Mapping[str, Source] | None) -> Checkpoint:
@@ -175,6 +177,8 @@ def plan(
     allow_unused: bool = False,
     cache: bool = True,
     beside: Mapping[str, Source] | None = None,
+    extras: bool = False,
+    strict_extras: bool = False,
 ) -> Plan:
     """Plan a surgery; no tensor is read, nothing is written, and every problem is in `.problems`.
 
@@ -187,7 +191,10 @@ def plan(
     nothing but take wrappers off (or put them on), where that brings more keys to names of `to`.  `dtype`
     casts the floating tensors of the result; `allow_unused` tolerates rules that match nothing;
     `cache` is that of `target_of`.  `beside` are other checkpoints whose tensors the rules may take, as
-    `NAME.key`.  What a recipe says of the target and the policies holds where nothing else is given.
+    `NAME.key`.  What a recipe says of the target and the policies holds where nothing else is given.  With `extras`
+    what lies beside the state dict and is about its parameters (optimizer states, averages) goes through the same
+    surgery, as `.followed` says; what cannot is left out with a warning, or a problem if `strict_extras`.  For that
+    the counters of parameters that are joined are read.
 
     Raises RuleError for rules that cannot be read, UsageError for policies without `to`.
     """
@@ -198,7 +205,9 @@ def plan(
     recipe = Recipe.of(rules)
     ckpt = together(as_checkpoint(source, select or recipe.select), beside)
     to, said = recipe.to if to is None else to, recipe.options
-    return planner.plan(
+    if strict_extras and not extras:
+        raise UsageError("--strict-extras is about what --keep-extras keeps: give both")
+    made = planner.plan(
         ckpt,
         recipe,
         None if to is None else target_of(to, select, cache=cache),
@@ -213,6 +222,11 @@ def plan(
         seed=seed or said.get("seed", 0),
         allow_unused=allow_unused or said.get("allow_unused", False),
     )
+    if extras and made.source.extras:
+        from ckptsurgeon import optimizer
+
+        made = optimizer.follow(made, strict_extras)
+    return made
 
 
 def as_dtype(dtype: str | DType | None) -> DType | None:
@@ -297,7 +311,9 @@ def save(
     output = formats.output(path, shard_size, tied)
     budget = stream.budget(formats.parse_size(max_memory, "--max-memory"), jobs)
     problems = formats.problems(ckpt, output, keep_extras)
-    problems += stream.problems(ckpt, budget) if budget.strict else []
+    if budget.strict:
+        beside = dict(formats.tensors(ckpt.extras)) if keep_extras else {}
+        problems += stream.problems({**beside, **ckpt}, budget)
     if problems:
         raise PlanError(problems)
     keeps = keep_extras and bool(ckpt.extras)
@@ -366,9 +382,9 @@ def carry_out(made: Plan, output: Path, **how: Unpack[SaveOptions]) -> Written:
 
 
 def _stale_optimizers(made: Plan) -> list[str]:
-    """Warnings about optimizer state that is kept while the parameters changed."""
+    """Warnings about optimizer state that is kept as it was while the parameters changed: of a plan without extras."""
     before, after = list(made.source.items()), list(made.result.items())
-    if before == after:
+    if before == after or made.result.extras is not made.source.extras:
         return []
     if [ref for _, ref in before] == [ref for _, ref in after]:
         why = (
@@ -377,7 +393,7 @@ def _stale_optimizers(made: Plan) -> list[str]:
     else:
         why = "the parameters changed; it may no longer fit them"
     return [
-        f"the optimizer state at {name!r} is kept as it was, and {why}"
+        f"the optimizer state at {name!r} is kept as it was, and {why}; plan with extras=True, and it follows"
         for name in formats.optimizers(made.source.extras)
     ]
 
@@ -406,6 +422,8 @@ def prepare(
     from ckptsurgeon.rules import Recipe
 
     budget = stream.budget(formats.parse_size(max_memory, "--max-memory"), jobs)
+    keep_extras = keep_extras or how.get("extras", False)
+    how["extras"] = keep_extras
     recipe = Recipe.of(rules)
     to = recipe.to if to is None else to
     ckpt = (
@@ -454,8 +472,10 @@ def remap(
 ) -> Written:
     """Open, plan and write in one call; see `plan` (for the other options) and `save`.
 
-    Raises PlanError with all problems, and then nothing is written.
+    With `keep_extras` (or `extras`, which is the same here) the rest of the file is kept, and optimizer states and
+    averages in it go through the same surgery.  Raises PlanError with all problems, and then nothing is written.
     """
+    keep_extras = keep_extras or how.get("extras", False)
     made = prepare(
         source, output, rules, to,
         select=select, keep_extras=keep_extras, shard_size=shard_size, tied=tied, force=force,

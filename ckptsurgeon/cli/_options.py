@@ -90,8 +90,14 @@ Dtype = Annotated[
 KeepExtras = Annotated[
     bool,
     typer.Option(
-        "--keep-extras", help="Keep the rest of the file (epoch, optimizer …), in a .pth, .pt, .bin or .ckpt."
+        "--keep-extras",
+        help="Keep the rest of the file (epoch, optimizer …), in a .pth, .pt, .bin or .ckpt; optimizer state and "
+        "averages follow the surgery.",
     ),
+]
+StrictExtras = Annotated[
+    bool,
+    typer.Option("--strict-extras", help="Write nothing where optimizer state or an average cannot follow."),
 ]
 ShardSize = Annotated[
     str | None,

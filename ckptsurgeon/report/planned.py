@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from ckptsurgeon import formats
-from ckptsurgeon.plans import Plan, Step
+from ckptsurgeon.plans import Followed, Plan, Step
 from ckptsurgeon.report._text import percent, plural, shown, size
 from ckptsurgeon.report.grouping import group
 from ckptsurgeon.surgery import Written
@@ -28,6 +28,7 @@ def text(plan: Plan, written: Written | None, keep_extras: bool, changes: Change
     lines += _section("not in the checkpoint", plan.missing, plan)
     if plan.kept:
         lines += _section("kept, though no key of the target", dict.fromkeys(plan.kept, ""), plan)
+    lines += [line for one in plan.followed for line in _followed(one)]
     end = _in_place(changes, written) if changes is not None and plan.ok else _end(plan, written, keep_extras)
     return "\n".join([*lines, *_target(plan), *end])
 
@@ -58,6 +59,18 @@ def _passed(plan: Plan) -> list[str]:
         return []
     names = ", ".join(map(shown, passed[:_FEW])) + (" …" if len(passed) > _FEW else "")
     return [f"left as they are: {plural(len(passed), 'tensor')} ({names})"]
+
+
+def _followed(one: Followed) -> list[str]:
+    """What became of an optimizer's state, or of an average."""
+    name = shown(one.label)
+    if one.left:
+        return [f"{name}: {'kept as it was' if one.kept else 'left out'}: {shown(one.left)}"]
+    what = "the state of" if one.kind == "optimizer" else ""
+    lines = [" ".join(f"{name} follows: {what} {plural(len(one.exact), 'parameter' if what else 'tensor')}".split())]
+    lines += [f"  begins anew: {shown(key)}: {shown(why)}" for key, why in one.reset.items()]
+    lines += [f"  new, without a state: {shown(', '.join(one.fresh))}"] if one.fresh and what else []
+    return lines + [f"  {shown(note)}" for note in one.notes]
 
 
 def _section(title: str, keys: Mapping[str, str], plan: Plan) -> list[str]:
@@ -157,6 +170,19 @@ def data(plan: Plan, written: Written | None, changes: Changes | None = None) ->
         ],
         "edges": _edges(plan),
         "result": [{"key": key, "dtype": ref.dtype.name, "shape": list(ref.shape)} for key, ref in plan.result.items()],
+        "followed": [
+            {
+                "place": one.place,
+                "kind": one.kind,
+                "exact": list(one.exact),
+                "reset": dict(one.reset),
+                "fresh": list(one.fresh),
+                "notes": list(one.notes),
+                "left": one.left or None,
+                "kept": one.kept,
+            }
+            for one in plan.followed
+        ],
         "in_place": None
         if changes is None or not plan.ok
         else {

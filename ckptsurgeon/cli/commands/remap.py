@@ -27,6 +27,7 @@ from ckptsurgeon.cli._options import (
     Rules,
     Select,
     ShardSize,
+    StrictExtras,
     Tied,
     TiedNames,
     Unexpected,
@@ -74,6 +75,7 @@ def remap(
     dtype: Dtype = None,
     seed: Annotated[int, typer.Option(min=0, max=2**64 - 1, metavar="N", help="The seed of what is initialised.")] = 0,
     keep_extras: KeepExtras = False,
+    strict_extras: StrictExtras = False,
     shard_size: ShardSize = None,
     tied: TiedNames = Tied.full,
     max_memory: MaxMemory = None,
@@ -110,6 +112,7 @@ def remap(
     about_output: dict[str, object] = {
         "-o": output,
         "--keep-extras": keep_extras,
+        "--strict-extras": strict_extras,
         "--shard-size": shard_size,
         "--force": force,
         "--max-memory": max_memory,
@@ -129,6 +132,7 @@ def remap(
         "seed": seed,
         "allow_unused": allow_unused,
         "beside": beside(with_),
+        "strict_extras": strict_extras,
         "cache": not no_cache,
     }
     changes = None
