@@ -30,13 +30,16 @@ def follow(made: Plan, strict: bool = False) -> Plan:
     What cannot follow is left out, with a warning, or `strict` with a problem.
     """
     source = made.source
-    if not made.ok or made.on is None or list(source.items()) == list(made.result.items()):
+    same = list(source.items()) == list(made.result.items())
+    if not made.ok or made.on is None or (same and (made.target is None or not made.target.is_model)):
         return made
     optimizers = list(formats.optimizer_states(source.extras))
     gatherings = list(formats.gatherings(source.extras))
     if not optimizers and not gatherings:
         return made
     change = Change.of(made)
+    if same and tuple(change.candidates) == change.parameters:
+        return made
     new: dict[Path, Any] = {}
     reports: list[Followed] = []
     for path, value in optimizers:
