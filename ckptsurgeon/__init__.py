@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from ckptsurgeon.audit import verify as verify
     from ckptsurgeon.checkpoint import Checkpoint as Checkpoint
     from ckptsurgeon.checkpoint import Target as Target
+    from ckptsurgeon.companions import remap_optimizer as remap_optimizer
     from ckptsurgeon.comparison import Comparison as Comparison
     from ckptsurgeon.cookbook import Builtin as Builtin
     from ckptsurgeon.cookbook import invert as invert
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from ckptsurgeon.finetune import freeze as freeze
     from ckptsurgeon.finetune import keep_clamped as keep_clamped
     from ckptsurgeon.finetune import load_into as load_into
+    from ckptsurgeon.finetune import load_optimizer as load_optimizer
     from ckptsurgeon.finetune import no_decay as no_decay
     from ckptsurgeon.finetune import param_groups as param_groups
     from ckptsurgeon.finetune import trainable as trainable
@@ -45,6 +47,7 @@ if TYPE_CHECKING:
     from ckptsurgeon.inverter import Inversion as Inversion
     from ckptsurgeon.limits import Limits as Limits
     from ckptsurgeon.limits import limited as limited
+    from ckptsurgeon.plans import Followed as Followed
     from ckptsurgeon.plans import Plan as Plan
     from ckptsurgeon.provenance import Provenance as Provenance
     from ckptsurgeon.rules import Recipe as Recipe
@@ -68,6 +71,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "audit": ("verify",),
     "checkpoint": ("Checkpoint", "Target"),
+    "companions": ("remap_optimizer",),
     "comparison": ("Comparison",),
     "cookbook": ("Builtin", "invert", "recipes"),
     "differ": ("Diff",),
@@ -93,6 +97,7 @@ _HOMES = {
         "freeze",
         "keep_clamped",
         "load_into",
+        "load_optimizer",
         "no_decay",
         "param_groups",
         "trainable",
@@ -102,7 +107,7 @@ _HOMES = {
     "inert": ("Opaque",),
     "inverter": ("Inversion",),
     "limits": ("Limits", "limited"),
-    "plans": ("Plan",),
+    "plans": ("Followed", "Plan"),
     "provenance": ("Provenance",),
     "rules": ("Recipe", "Rule"),
     "surgery": (

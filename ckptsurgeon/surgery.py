@@ -140,6 +140,7 @@ class PlanOptions(TypedDict, total=False):
     beside: Mapping[str, Source] | None
     extras: bool
     strict_extras: bool
+    order: Like | None
 
 
 def together(ckpt: Checkpoint, beside: Mapping[str, Source] | None) -> Checkpoint:
@@ -179,6 +180,7 @@ def plan(
     beside: Mapping[str, Source] | None = None,
     extras: bool = False,
     strict_extras: bool = False,
+    order: Like | None = None,
 ) -> Plan:
     """Plan a surgery; no tensor is read, nothing is written, and every problem is in `.problems`.
 
@@ -193,8 +195,9 @@ def plan(
     `cache` is that of `target_of`.  `beside` are other checkpoints whose tensors the rules may take, as
     `NAME.key`.  What a recipe says of the target and the policies holds where nothing else is given.  With `extras`
     what lies beside the state dict and is about its parameters (optimizer states, averages) goes through the same
-    surgery, as `.followed` says; what cannot is left out with a warning, or a problem if `strict_extras`.  For that
-    the counters of parameters that are joined are read.
+    surgery, as `.followed` says; what cannot is left out with a warning, or a problem if `strict_extras`.  An
+    optimizer counts parameters in the order of its model, which is that of the keys, but in safetensors, where they
+    are sorted: there `order` is that model.  The counters of parameters that are joined are read.
 
     Raises RuleError for rules that cannot be read, UsageError for policies without `to`.
     """
@@ -222,6 +225,8 @@ def plan(
         seed=seed or said.get("seed", 0),
         allow_unused=allow_unused or said.get("allow_unused", False),
     )
+    if order is not None:
+        made = replace(made, order=target_of(order, cache=cache))
     if extras and made.source.extras:
         from ckptsurgeon import optimizer
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +15,15 @@ from torch import nn
 import ckptsurgeon as cs
 
 STEPS = 4
+FUSED = """
+import torch
+class Fused(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.qkv = torch.nn.Linear(6, 18)
+        self.mlp = torch.nn.Linear(6, 6, bias=False)
+        self.norm = torch.nn.BatchNorm1d(6)
+"""
 
 
 class Fused(nn.Module):
@@ -123,7 +133,8 @@ def test_training_continues_in_another_layout_as_if_nothing_was(name: str, way: 
     written = cs.remap("a.pth", "b.pth", THERE if way == "there" else BACK, to=second(), extras=True)
     assert written.warnings == ()
     (followed,) = written.plan.followed  # type: ignore[union-attr]
-    assert followed.reset == {} and set(followed.exact) == set(dict(second().named_parameters()))
+    assert followed.reset == {}
+    assert set(followed.exact) == set(dict(second().named_parameters()))
     other, continued = resumed("b.pth", second().double(), make)
     want, got = train(model, optimizer, 6, seed=2), train(other, continued, 6, seed=2)
     assert got == pytest.approx(want, rel=1e-9)
@@ -292,7 +303,8 @@ def test_an_optimizer_of_another_model_is_left_out_and_named(ckpt: Any) -> None:
     assert f"warning: the optimizer state at 'optimizer' is left out: {why}" in ran.err
     assert "optimizer" not in torch.load("b.pth", weights_only=True)
     strict = ckpt("remap", "a.pth", "-o", "c.pth", "--rule", "^qkv => attn", "--keep-extras", "--strict-extras")
-    assert strict.code == 1 and why in strict.err
+    assert strict.code == 1
+    assert why in strict.err
     assert ckpt("ls", "c.pth").code == 2
     assert ckpt("remap", "a.pth", "-o", "c.pth", "--rule", "^qkv => attn", "--strict-extras").code == 2
 
@@ -392,7 +404,8 @@ def test_ties_count_once_and_what_was_one_parameter_begins_anew() -> None:
     bundle(model, optimizer)
     written = cs.remap("a.pth", "b.pth", to=Tied(True), extras=True)
     _, continued = resumed("b.pth", Tied(True), lambda p: torch.optim.Adam(p, 0.01))
-    assert len(continued.state) == 3 and written.warnings == ()
+    assert len(continued.state) == 3
+    assert written.warnings == ()
     apart = cs.plan("a.pth", to=Tied(False), extras=True)
     (followed,) = apart.followed
     assert set(followed.reset) == {"embed.weight", "head.weight"}
@@ -415,7 +428,8 @@ def test_joined_parameters_with_other_steps_or_groups_are_no_one_parameter() -> 
     train(model, optimizer, 1, seed=1)
     bundle(model, optimizer)
     (followed,) = cs.plan("a.pth", BACK, to=Fused(), extras=True).followed
-    assert "of group 2" in followed.left and "which differ in lr" in followed.left
+    assert "of group 2" in followed.left
+    assert "which differ in lr" in followed.left
 
 
 def test_without_extras_nothing_beside_the_weights_follows() -> None:
@@ -445,3 +459,61 @@ def test_the_plan_tells_what_follows(ckpt: Any) -> None:
         "left": None,
         "kept": False,
     }
+
+
+def test_the_optimizer_file_beside_a_checkpoint_of_transformers_follows_it(ckpt: Any, tmp_path: Any) -> None:
+    from safetensors.torch import load_file, save_file
+
+    model = telling(Fused())
+    optimizer = torch.optim.AdamW(model.parameters(), 0.01)
+    train(model, optimizer, 2, seed=1)
+    save_file(model.state_dict(), "model.safetensors")
+    torch.save(optimizer.state_dict(), "optimizer.pt")
+    rules = [word for rule in THERE for word in ("--rule", rule)]
+    Path("fused.py").write_text(FUSED)
+    words = ["remap", "model.safetensors", "-o", "new.safetensors", *rules, "--optimizer", "optimizer.pt=new.pt"]
+    unsure = ckpt(*words)
+    assert unsure.code == 1
+    assert "the checkpoint's keys are sorted, not in the model's order; --order names the model" in unsure.err
+    assert not Path("new.safetensors").exists()
+    words[4:4] = ["--order", "fused.py:Fused"]
+    ran = ckpt(*words)
+    assert ran.code == 0
+    assert "the optimizer state at 'optimizer.pt: .' follows: the state of 9 parameters" in ran.out
+    other = Split()
+    order = ["q.weight", "k.weight", "v.weight", "q.bias", "k.bias", "v.bias", "fc.weight", "ln.weight", "ln.bias"]
+    parameters = [dict(other.named_parameters())[name] for name in order]
+    other.load_state_dict(load_file("new.safetensors"))
+    continued = torch.optim.AdamW(parameters, 0.01)
+    continued.load_state_dict(torch.load("new.pt", weights_only=True))
+    want, got = train(model, optimizer, 3, seed=2), train(other, continued, 3, seed=2)
+    assert got == pytest.approx(want, rel=1e-5)
+    assert ckpt(*words, "--force").code == 0
+    assert ckpt(*words).code == 2
+    words[-1] = "optimizer.pt=again.pt"
+    torch.save({"a": 1}, "other.pt")
+    assert "holds no optimizer state" in ckpt(*words[:-1], "other.pt=x.pt", "--force").err
+
+
+def test_a_live_optimizer_with_other_groups_takes_the_state_by_name() -> None:
+    model = telling(Fused())
+    optimizer = torch.optim.AdamW(model.parameters(), 0.01)
+    train(model, optimizer, 2, seed=1)
+    bundle(model, optimizer)
+    other = Split()
+    report = cs.load_into(other, "a.pth", THERE)
+    other.k.bias.requires_grad_(False)
+    groups = cs.param_groups(other, 0.5, [("^fc", 10)], weight_decay=0.1)
+    live = torch.optim.AdamW(list(groups))
+    found = cs.load_optimizer(live, other, report)
+    assert set(found.exact) == {name for name, _ in other.named_parameters()} - {"k.bias"}
+    assert found.notes == ("the state of 1 parameters that this optimizer does not have is left out",)
+    assert {group["lr"] for group in live.param_groups} == {0.5, 5.0}
+    whole = state_of(optimizer, model, "qkv.weight")
+    for start, name in ((0, "q.weight"), (6, "k.weight"), (12, "v.weight")):
+        assert_same_tensor(state_of(live, other, name)["exp_avg"], whole["exp_avg"][start : start + 6], name)
+        assert float(state_of(live, other, name)["step"]) == 2.0
+    with pytest.raises(cs.UsageError, match="of another kind than SGD"):
+        cs.load_optimizer(torch.optim.SGD(other.parameters(), 0.1), other, report)
+    with pytest.raises(cs.UsageError, match="these optimizer states: 'optimizer'"):
+        cs.load_optimizer(live, other, report, place="nowhere")

@@ -95,6 +95,22 @@ KeepExtras = Annotated[
         "averages follow the surgery.",
     ),
 ]
+Optimizers = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--optimizer",
+        metavar="IN=OUT",
+        help="Another file in which there is the optimizer's state (optimizer.pt); OUT is that for the result.",
+    ),
+]
+Order = Annotated[
+    str | None,
+    typer.Option(
+        metavar="MODEL",
+        help="The model that the optimizer was made for, where the checkpoint's keys are sorted (safetensors): it "
+        "counts parameters in that order.",
+    ),
+]
 StrictExtras = Annotated[
     bool,
     typer.Option("--strict-extras", help="Write nothing where optimizer state or an average cannot follow."),
@@ -176,6 +192,21 @@ def limits(words: list[str] | None) -> Limits | None:
             raise UsageError(f"--reader-limit {word}: write NAME=N, where NAME is one of {', '.join(names)}")
         given[names[name]] = formats.parse_size(value, "--reader-limit") or 0
     return replace(current(), **given)
+
+
+def optimizers(words: list[str] | None, needed: bool) -> dict[str, str]:
+    """The files of `--optimizer` and what they become. UsageError for what names none, and where they are `needed`."""
+    from ckptsurgeon.errors import UsageError
+
+    if needed and not words:
+        raise UsageError("--strict-extras is about what --keep-extras or --optimizer takes along: give one of them")
+    made: dict[str, str] = {}
+    for word in words or ():
+        source, _, output = word.rpartition("=")
+        if not source or not output:
+            raise UsageError(f"--optimizer {word}: write IN=OUT, as in optimizer.pt=new/optimizer.pt")
+        made[source] = output
+    return made
 
 
 def beside(words: list[str] | None) -> dict[str, str]:

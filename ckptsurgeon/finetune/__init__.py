@@ -7,6 +7,7 @@ from ckptsurgeon.finetune.grouped import Groups
 from ckptsurgeon.finetune.groups import no_decay, param_groups
 from ckptsurgeon.finetune.load import load_into
 from ckptsurgeon.finetune.report import LoadReport
+from ckptsurgeon.finetune.resuming import load_optimizer
 
 __all__ = [
     "Clamped",
@@ -17,6 +18,7 @@ __all__ = [
     "freeze",
     "keep_clamped",
     "load_into",
+    "load_optimizer",
     "no_decay",
     "param_groups",
     "trainable",

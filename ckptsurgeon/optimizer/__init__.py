@@ -19,7 +19,7 @@ from ckptsurgeon.optimizer.leaves import Change
 from ckptsurgeon.optimizer.positions import Undecided
 from ckptsurgeon.plans import Followed, Plan
 
-__all__ = ["Change", "Known", "Undecided", "carry", "follow", "known"]
+__all__ = ["Change", "Known", "Undecided", "carry", "follow", "known", "problems"]
 
 Path = tuple[Step, ...]
 
@@ -58,6 +58,11 @@ def follow(made: Plan, strict: bool = False) -> Plan:
         problems=(*made.problems, *(Problem(text, kind="extras") for text in said if strict)),
         warnings=(*made.warnings, *(said if not strict else ()), *map(_begin, filter(_resets, reports))),
     )
+
+
+def problems(made: Plan) -> tuple[Problem, ...]:
+    """What could not follow, as problems."""
+    return tuple(Problem(_words(report), kind="extras") for report in made.followed if report.left)
 
 
 def _dotted(path: Path) -> str:

@@ -49,6 +49,8 @@ def known(change: Change, value: Mapping[Any, Any]) -> Known:
         _check(keys, shapes, change)
     else:
         found = None
+        if change.unordered:
+            raise Undecided(change.unordered)
         keys = assigned(shapes, {key: ref.shape for key, ref in change.candidates.items()})
     by_id = {one: key for group, named in zip(ids, keys, strict=True) for one, key in zip(group, named, strict=True)}
     return Known(

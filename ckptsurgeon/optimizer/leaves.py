@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from ckptsurgeon.checkpoint import Checkpoint
+from ckptsurgeon.checkpoint import Checkpoint, Target
 from ckptsurgeon.plans import Plan
 from ckptsurgeon.sources import Absent, Apply, Fill, Pieces
 from ckptsurgeon.tensor import TensorRef, TensorSpec
@@ -75,6 +75,17 @@ def leaves(ref: TensorRef) -> tuple[str, ...]:
     return tuple(found)
 
 
+def _parameters(target: Target) -> tuple[str, ...]:
+    """The parameters of a model in the order of `model.parameters()`, each tie once."""
+    doubles = {key for group in target.ties for key in group[1:]}
+    return tuple(key for key, entry in target.entries.items() if entry.role != "buffer" and key not in doubles)
+
+
+def _is_ordered(source: Checkpoint) -> bool:
+    """Whether keys come in the order of the model: those who write safetensors and indexes sort them."""
+    return source.origin is None or not ("safetensors" in source.origin.format or "sharded" in source.origin.format)
+
+
 @dataclass(frozen=True)
 class Change:
     """A surgery as it looks to what goes with the tensors: `formulas` by the keys of the result."""
@@ -99,7 +110,9 @@ class Change:
 
         What the file or the target knows to be a buffer is none, nor are whole numbers.
         """
-        source, target = self.made.source, self.made.target
+        source, target, order = self.made.source, self.made.target, self.made.order
+        if order is not None:
+            return {key: source[key] for key in _parameters(order) if key in source}
         doubles = {key for group in source.tied() for key in group[1:]}
         known = any(ref.role == "parameter" for ref in source.values())
         buffers = set[str | None]()
@@ -109,7 +122,7 @@ class Change:
                 for key, entry in target.entries.items()
                 if entry.role == "buffer" and key in self.formulas
             }
-        return {
+        found = {
             key: ref
             for key, ref in source.items()
             if ref.dtype.kind in ("float", "complex")
@@ -118,6 +131,32 @@ class Change:
             and key not in doubles
             and key not in buffers
         }
+        if self._as_target(found):
+            assert target is not None
+            return {key: found[key] for key in _parameters(target) if key in found}
+        return found
+
+    def _as_target(self, found: Mapping[str, TensorRef]) -> bool:
+        """Whether the names are those of the target, whose order then is the right one for keys that are sorted."""
+        target = self.made.target
+        if _is_ordered(self.made.source) or target is None or not target.is_model:
+            return False
+        return set(found) <= {key for key, entry in target.entries.items() if entry.role == "parameter"}
+
+    @property
+    def unordered(self) -> str | None:
+        """Why the order of the parameters in their model is not known; None where it is."""
+        if (order := self.made.order) is not None:
+            lacking = [key for key in _parameters(order) if key not in self.made.source]
+            return (
+                f"{order.label}, which --order names, has {lacking[0]!r}, and the checkpoint not" if lacking else None
+            )
+        if _is_ordered(self.made.source) or self._as_target(self.candidates):
+            return None
+        return (
+            "it counts its parameters, and the checkpoint's keys are sorted, not in the model's order; "
+            "--order names the model that it was made for"
+        )
 
     @cached_property
     def parameters(self) -> tuple[str, ...]:
@@ -125,13 +164,14 @@ class Change:
         else those made of parameters, and those that are new."""
         target = self.made.target
         if target is not None and target.is_model:
-            doubles = {key for group in target.ties for key in group[1:]}
-            return tuple(
-                key for key, entry in target.entries.items() if entry.role == "parameter" and key not in doubles
-            )
+            return _parameters(target)
         tied = Checkpoint(self.formulas).tied()
         doubles = {key for group in tied for key in group[1:]}
-        return tuple(key for key in self.formulas if key not in doubles and self._may_train(key))
+        found = [key for key in self.formulas if key not in doubles and self._may_train(key)]
+        if self.made.order is not None:
+            places = {key: place for place, key in enumerate(self.candidates)}
+            found.sort(key=lambda key: min((places.get(leaf, len(places)) for leaf in self.made_of[key]), default=0))
+        return tuple(found)
 
     def _may_train(self, key: str) -> bool:
         made_of = self.made_of[key]

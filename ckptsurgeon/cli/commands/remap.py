@@ -21,6 +21,8 @@ from ckptsurgeon.cli._options import (
     Missing,
     NoCache,
     NoProvenance,
+    Optimizers,
+    Order,
     Quiet,
     ReaderLimits,
     RecipeFile,
@@ -34,6 +36,7 @@ from ckptsurgeon.cli._options import (
     Variables,
     WithDigest,
     beside,
+    optimizers,
     rules_of,
 )
 from ckptsurgeon.cli._progress import bar, busy
@@ -76,6 +79,8 @@ def remap(
     seed: Annotated[int, typer.Option(min=0, max=2**64 - 1, metavar="N", help="The seed of what is initialised.")] = 0,
     keep_extras: KeepExtras = False,
     strict_extras: StrictExtras = False,
+    optimizer: Optimizers = None,
+    order: Order = None,
     shard_size: ShardSize = None,
     tied: TiedNames = Tied.full,
     max_memory: MaxMemory = None,
@@ -102,7 +107,7 @@ def remap(
     With --in-place the file itself is changed, in no time whatever its size. A kill at any moment leaves
     the old or the new checkpoint, and the next --in-place or `ckpt verify --repair` puts the files right.
     """
-    from ckptsurgeon import surgery
+    from ckptsurgeon import companions, surgery
     from ckptsurgeon.errors import UsageError
     from ckptsurgeon.report import planned
 
@@ -113,6 +118,7 @@ def remap(
         "-o": output,
         "--keep-extras": keep_extras,
         "--strict-extras": strict_extras,
+        "--optimizer": optimizer,
         "--shard-size": shard_size,
         "--force": force,
         "--max-memory": max_memory,
@@ -122,6 +128,8 @@ def remap(
     given = [name for name, value in about_output.items() if value] + (["--tied"] if tied is Tied.alias else [])
     if in_place and given:
         raise UsageError(f"--in-place writes no other file, and {given[0]} is about one; leave one of them away")
+    files = optimizers(optimizer, strict_extras and not keep_extras)
+    companions.check(files, force or dry_run)
     rules = rules_of(recipe, rule, variables, config)
     how: surgery.PlanOptions = {
         "unexpected": None if unexpected is None else unexpected.value,
@@ -132,7 +140,8 @@ def remap(
         "seed": seed,
         "allow_unused": allow_unused,
         "beside": beside(with_),
-        "strict_extras": strict_extras,
+        "order": order,
+        "strict_extras": strict_extras and keep_extras,
         "cache": not no_cache,
     }
     changes = None
@@ -159,6 +168,7 @@ def remap(
             )
     if plan.target is not None and plan.target.cached:
         sink.cached(plan.target.label)
+    plan, others = companions.follow_all(plan, files, strict_extras)
     written = None
     if plan.ok and not dry_run and changes is not None:
         written = surgery.carry_out_in_place(changes)
@@ -177,6 +187,7 @@ def remap(
                 digest=digest,
                 progress=progress,
             )
+        companions.write_all(others, force)
     for warning in written.warnings if written is not None else plan.warnings if plan.ok else ():
         sink.note(f"warning: {warning}")
     if plan.ok or dry_run or as_json:

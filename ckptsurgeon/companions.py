@@ -1,0 +1,96 @@
+"""Files that lie beside a checkpoint and go through its surgery: the `optimizer.pt` of transformers and accelerate."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import replace
+
+from ckptsurgeon import formats, optimizer, stream, surgery
+from ckptsurgeon.checkpoint import Checkpoint, Origin
+from ckptsurgeon.errors import InputError, UsageError
+from ckptsurgeon.plans import Plan
+
+Path = str | os.PathLike[str]
+
+
+def follow(made: Plan, source: Path, strict: bool = False) -> Plan:
+    """The plan of a checkpoint, as it is for another file: its `.result.extras` are what that file holds, with the
+    optimizer states in it changed as the tensors are, and `.followed` says how.
+
+    Raises InputError for a file without any.
+    """
+    document = formats.inspect(source)
+    if not any(True for _ in formats.optimizer_states(document.root)):
+        raise InputError("holds no optimizer state", path=os.fspath(source), hint="look at it with `ckpt ls --tree`")
+    about = Origin(os.fspath(source), document.format)
+    there = made.source.replace(extras=document.root, tensors=made.source.tensors)
+    result = made.result.replace(extras=document.root, tensors=made.result.tensors, origin=about)
+    return optimizer.follow(replace(made, source=there, result=result, warnings=()), strict)
+
+
+def follow_all(made: Plan, files: Mapping[str, str], strict: bool = False) -> tuple[Plan, dict[str, Plan]]:
+    """The plan, which says what becomes of all files, and for each output its own."""
+    others: dict[str, Plan] = {}
+    plan = made
+    for source, output in files.items() if made.ok else ():
+        one = others[output] = _settled(follow(plan, source, strict))
+        said = tuple(replace(found, place=f"{source}: {found.place}") for found in one.followed)
+        made = replace(
+            made,
+            followed=(*made.followed, *said),
+            warnings=(*made.warnings, *one.warnings),
+            problems=(*made.problems, *one.problems),
+        )
+    return made, others
+
+
+def _settled(followed: Plan) -> Plan:
+    """The plan of a file; where nothing is left of it, that is a problem."""
+    if followed.ok and followed.followed and all(one.left for one in followed.followed):
+        return replace(followed, problems=(*followed.problems, *optimizer.problems(followed)), warnings=())
+    return followed
+
+
+def remap_optimizer(
+    made: Plan, source: Path, output: Path, *, strict: bool = False, force: bool = False
+) -> surgery.Written:
+    """Write the file `source`, in which there is the optimizer's state of a checkpoint, for the result of a plan.
+
+    `made` is the plan of the checkpoint beside it (`cs.plan`, or `.plan` of what `cs.remap` gives).  What cannot
+    follow is left out with a warning, or `strict` is a problem; so it is where nothing is left.  Raises PlanError,
+    InputError and OutputError as `cs.remap` does.
+
+    >>> import ckptsurgeon as cs, tempfile, torch
+    >>> model = torch.nn.Linear(2, 1)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     torch.save(model.state_dict(), folder + "/model.pth")
+    ...     torch.save(torch.optim.Adam(model.parameters()).state_dict(), folder + "/optimizer.pt")
+    ...     plan = cs.plan(folder + "/model.pth", ["prefix head."])
+    ...     len(cs.remap_optimizer(plan, folder + "/optimizer.pt", folder + "/new.pt").plan.followed)
+    1
+    """
+    return write(_settled(follow(made, source, strict)), output, force)
+
+
+def write(followed: Plan, output: Path, force: bool = False) -> surgery.Written:
+    """Write what `follow` gave."""
+    result = followed.check().result
+    held = Checkpoint({}, extras=result.extras, origin=result.origin)
+    written = surgery.save(held, output, keep_extras=True, force=force, provenance=False)
+    return replace(written, plan=followed, warnings=(*followed.warnings, *written.warnings))
+
+
+def write_all(others: Mapping[str, Plan], force: bool = False) -> None:
+    """Write every file of `follow_all`."""
+    for output, one in others.items():
+        write(one, output, force)
+
+
+def check(files: Mapping[str, str], force: bool) -> None:
+    """OutputError or UsageError for outputs that cannot be written, before anything is."""
+    for path in files.values():
+        place = formats.output(path)
+        if not place.format.extras:
+            raise UsageError(f"{path}: {place.format.name} holds tensors only; an optimizer's state goes into a .pt")
+        stream.check(place.path, force, stream.no_kin)
