@@ -148,9 +148,7 @@ class Change:
         """Why the order of the parameters in their model is not known; None where it is."""
         if (order := self.made.order) is not None:
             lacking = [key for key in _parameters(order) if key not in self.made.source]
-            return (
-                f"{order.label}, which --order names, has {lacking[0]!r}, and the checkpoint not" if lacking else None
-            )
+            return f"{order.label} (--order) has {lacking[0]!r}, and the checkpoint not" if lacking else None
         if _is_ordered(self.made.source) or self._as_target(self.candidates):
             return None
         return (
