@@ -74,3 +74,11 @@ def resnet_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def leftovers() -> list[str]:
     """Files that a failed command left in the current folder."""
     return [name for name in os.listdir(".") if name.endswith(".part")]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Property tests run the same lines hundreds of times: to watch each of them would double their time, and the
+    examples beside them show the same branches."""
+    for item in items:
+        if getattr(getattr(item, "obj", None), "is_hypothesis_test", False):
+            item.add_marker(pytest.mark.no_cover)

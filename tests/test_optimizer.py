@@ -517,3 +517,53 @@ def test_a_live_optimizer_with_other_groups_takes_the_state_by_name() -> None:
         cs.load_optimizer(torch.optim.SGD(other.parameters(), 0.1), other, report)
     with pytest.raises(cs.UsageError, match="these optimizer states: 'optimizer'"):
         cs.load_optimizer(live, other, report, place="nowhere")
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        {"state": {}, "param_groups": 3},
+        {"state": [], "param_groups": []},
+        {"state": {0: 1}, "param_groups": [{"params": [0]}]},
+        {"state": {}, "param_groups": [{"params": [0, 0]}]},
+        {"state": {}, "param_groups": [{"params": [None]}]},
+        {"state": {}, "param_groups": [{"params": ["a", "b"]}]},
+        {"state": {}, "param_groups": [{"params": [0, 1], "param_names": ["x", "y"]}]},
+        {"state": {0: {"old_dirs": []}}, "param_groups": [{"params": list(range(5))}]},
+    ],
+)
+def test_odd_optimizer_states_are_left_out_with_a_word(state: Any, ckpt: Any) -> None:
+    torch.save({"state_dict": telling(Fused()).state_dict(), "optimizer": state}, "a.pth")
+    ran = ckpt("remap", "a.pth", "-o", "b.pth", "--rule", "^qkv => attn", "--keep-extras")
+    assert ran.code == 0
+    assert "warning: the optimizer state at 'optimizer' is left out: " in ran.err
+    assert "optimizer" not in torch.load("b.pth", weights_only=True)
+
+
+def test_states_with_odd_entries_begin_anew_where_a_tensor_changes() -> None:
+    model = telling(Split())
+    entry: dict[str, Any] = {"exp_avg": torch.ones(6, 6), "step": 3}
+    odd = [{**entry, "more": {1, 2}}, {**entry, "more": [torch.ones(2)]}, {**entry, "exp_avg": torch.ones(6, 6).char()}]
+    for more in odd:
+        names = [name for name, _ in model.named_parameters()]
+        state = {names.index(f"{name}.weight"): more for name in "qkv"}
+        group = {"lr": 1, "params": list(range(9)), "initial_accumulator_value": "x", "lr_decay": 0}
+        torch.save({"state_dict": model.state_dict(), "optimizer": {"state": state, "param_groups": [group]}}, "a.pth")
+        (followed,) = cs.plan("a.pth", BACK, to=Fused(), extras=True).followed
+        assert list(followed.reset) == ["qkv.weight"]
+
+
+def test_lightning_keeps_one_list_of_optimizers() -> None:
+    model = telling(Fused())
+    good, other = torch.optim.Adam(model.parameters(), 0.01), torch.optim.Adam(nn.Linear(3, 3).parameters(), 0.01)
+    torch.save({"state_dict": model.state_dict(), "optimizer_states": [good.state_dict()], "epoch": 1}, "a.ckpt")
+    cs.remap("a.ckpt", "b.ckpt", THERE, to=Split(), extras=True)
+    (kept,) = torch.load("b.ckpt", weights_only=True)["optimizer_states"]
+    assert kept["param_groups"][0]["params"] == list(range(9))
+    states = [other.state_dict(), good.state_dict()]
+    torch.save({"state_dict": model.state_dict(), "optimizer_states": states}, "a.ckpt")
+    cs.remap("a.ckpt", "c.ckpt", THERE, to=Split(), extras=True)
+    assert torch.load("c.ckpt", weights_only=True)["optimizer_states"] == [None, kept]
+    torch.save({"state_dict": model.state_dict(), "optimizer_states": states[:1]}, "a.ckpt")
+    cs.remap("a.ckpt", "d.ckpt", THERE, to=Split(), extras=True)
+    assert torch.load("d.ckpt", weights_only=True)["optimizer_states"] == []

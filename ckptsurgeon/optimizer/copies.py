@@ -26,7 +26,7 @@ def follow(change: Change, place: str, value: Any) -> tuple[Any, Followed] | Non
 def _by_name(change: Change, place: str, value: dict[Any, Any]) -> tuple[Any, Followed] | None:
     source = change.made.source
     held = {name: ref for name, ref in value.items() if isinstance(name, str) and isinstance(ref, TensorRef)}
-    found = naming(held, source)
+    found = naming(held, source, change.prefixes)
     if found is None:
         shared = sum(name in source and source[name].shape == ref.shape for name, ref in held.items())
         if shared < max(2, _HALF * len(held)):

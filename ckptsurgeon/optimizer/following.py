@@ -42,7 +42,7 @@ def known(change: Change, value: Mapping[Any, Any]) -> Known:
     shapes = [[states.shape_of(state[one]) if one in state else None for one in group] for group in ids]
     names = _names(groups, ids)
     if names is not None:
-        found = naming((name for group in names for name in group), change.made.source)
+        found = naming((name for group in names for name in group), change.made.source, change.prefixes)
         if found is None:
             raise Undecided(_strange(names, change))
         keys = [[found.key(name) or "" for name in group] for group in names]

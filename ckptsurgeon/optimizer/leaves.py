@@ -13,6 +13,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from ckptsurgeon.checkpoint import Checkpoint, Target
+from ckptsurgeon.optimizer.naming import prefixes_of
 from ckptsurgeon.plans import Plan
 from ckptsurgeon.sources import Absent, Apply, Fill, Pieces
 from ckptsurgeon.tensor import TensorRef, TensorSpec
@@ -103,6 +104,11 @@ class Change:
     def made_of(self) -> dict[str, tuple[str, ...]]:
         """Key of the result → the keys of the source that it is made of."""
         return {key: leaves(ref) for key, ref in self.formulas.items()}
+
+    @cached_property
+    def prefixes(self) -> list[str]:
+        """What all keys of the source begin with."""
+        return prefixes_of(self.made.source)
 
     @cached_property
     def candidates(self) -> dict[str, TensorRef]:

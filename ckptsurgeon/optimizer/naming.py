@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 
@@ -22,24 +22,24 @@ class Naming:
         return self.add + key.removeprefix(self.cut)
 
 
-def naming(names: Iterable[str], keys: Collection[str]) -> Naming | None:
-    """The naming by which every name is one of the keys; None where there is none."""
+def naming(names: Iterable[str], keys: Collection[str], prefixes: Sequence[str]) -> Naming | None:
+    """The naming by which every name is one of the keys, which all begin with `prefixes`; None where there is none."""
     names = list(names)
-    for found in _guesses(names, keys):
+    for found in _guesses(names, prefixes):
         if all(found.key(name) in keys for name in names):
             return found
     return None
 
 
-def _guesses(names: list[str], keys: Collection[str]) -> Iterable[Naming]:
+def _guesses(names: list[str], prefixes: Sequence[str]) -> Iterable[Naming]:
     yield Naming()
-    for prefix in _prefixes(names):
+    for prefix in prefixes_of(names):
         yield Naming(add=prefix)
-    for prefix in _prefixes(keys):
+    for prefix in prefixes:
         yield Naming(cut=prefix)
 
 
-def _prefixes(names: Iterable[str]) -> list[str]:
+def prefixes_of(names: Iterable[str]) -> list[str]:
     """The runs of leading segments that all names have, shortest first."""
     split = [name.split(".")[:-1] for name in names]
     common = split[0] if split else []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -58,7 +58,7 @@ class States:
 
     of: Mapping[str, State]
     options: Mapping[str, Mapping[str, Any]]
-    used: set[int] = field(default_factory=set)
+    used: set[Hashable] = field(default_factory=set)
 
     def follow(self, key: str, formula: TensorRef, keys: Sequence[str]) -> dict[str, Any]:
         """The state of a parameter of the result, made of those of `keys`; Inexact where nothing exact is."""
@@ -103,7 +103,7 @@ class States:
         known = name in DEGREES or name in WEIGHTS
         alike = all(value.shape == shape for value, shape in zip(values, shapes, strict=True))
         if alike and (known or values[0].shape):
-            if any(value.dtype.kind != "float" or value.dtype.bits < 16 for value in values):
+            if any(value.dtype.kind not in ("float", "complex") or value.dtype.bits < 16 for value in values):
                 raise Inexact(f"{name!r} is of {values[0].dtype}, which no change of shape or value keeps")
             return True
         if all(value.numel <= _LEAST_SCALAR for value in values) and not known:
@@ -132,16 +132,19 @@ class States:
         }:
             return 0.0
         if there == {"step", "sum"} and not options.get("lr_decay"):
-            return float(options.get("initial_accumulator_value", 0.0))
+            return _number(options.get("initial_accumulator_value", 0.0))
         return None
 
     def _once(self, value: Any, key: str) -> Any:
         """A value that is written once: two parameters must not count in one tensor."""
         if not isinstance(value, TensorRef):
             return value
-        if value.tie is None or id(value.source) in self.used:
-            return duplicated(value, key) if value.tie is not None else value
-        self.used.add(id(value.source))
+        tie = value.tie
+        if tie is None:
+            return value
+        if tie in self.used:
+            return duplicated(value, key)
+        self.used.add(tie)
         return value
 
 
@@ -151,8 +154,14 @@ def fresh(options: Mapping[str, Any], key: str, spec: TensorSpec) -> dict[str, A
     if "initial_accumulator_value" not in options or "lr_decay" not in options:
         return {}
     step = TensorRef(TensorSpec(DTYPES["float32"], ()), Inline(bytes(4)))
-    begin = float(options["initial_accumulator_value"])
+    begin = _number(options["initial_accumulator_value"])
+    if begin is None:
+        return {}
     return {"step": step, "sum": making.filled(spec, Initial("constant", (begin,)), key, 0)}
+
+
+def _number(value: Any) -> float | None:
+    return float(value) if isinstance(value, int | float) else None
 
 
 def _degree(name: str, names: Sequence[str]) -> int | None:
@@ -165,4 +174,6 @@ def _degree(name: str, names: Sequence[str]) -> int | None:
 def _comparable(value: Any) -> Any:
     if isinstance(value, TensorRef):
         return value.spec, b"".join(bytes(block) for block in value.blocks())
+    if value is not None and not isinstance(value, bool | int | float | complex | str | bytes):
+        raise Inexact(f"it has a {type(value).__name__} in its state, and several of them cannot be joined")
     return type(value).__name__, value
