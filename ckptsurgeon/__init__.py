@@ -31,9 +31,11 @@ if TYPE_CHECKING:
     from ckptsurgeon.finetune import Clamped as Clamped
     from ckptsurgeon.finetune import Frozen as Frozen
     from ckptsurgeon.finetune import Groups as Groups
+    from ckptsurgeon.finetune import Initialised as Initialised
     from ckptsurgeon.finetune import LoadReport as LoadReport
     from ckptsurgeon.finetune import clamp as clamp
     from ckptsurgeon.finetune import freeze as freeze
+    from ckptsurgeon.finetune import init_missing as init_missing
     from ckptsurgeon.finetune import keep_clamped as keep_clamped
     from ckptsurgeon.finetune import load_into as load_into
     from ckptsurgeon.finetune import load_optimizer as load_optimizer
@@ -92,9 +94,11 @@ _HOMES = {
         "Clamped",
         "Frozen",
         "Groups",
+        "Initialised",
         "LoadReport",
         "clamp",
         "freeze",
+        "init_missing",
         "keep_clamped",
         "load_into",
         "load_optimizer",

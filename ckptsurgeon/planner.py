@@ -7,7 +7,7 @@ does not get (missing); what no policy settles is a problem.  All problems are c
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from math import prod
@@ -19,10 +19,12 @@ from ckptsurgeon.checkpoint import Checkpoint, Target, buffer_words
 from ckptsurgeon.collecting import uncollected
 from ckptsurgeon.dtypes import DType
 from ckptsurgeon.errors import MOST_SHOWN, Problem, UsageError
-from ckptsurgeon.ops import reshaped
+from ckptsurgeon.ops import Initial, reshaped
+from ckptsurgeon.ops.making import filled
 from ckptsurgeon.plans import STRICT, Mismatched, Missing, Plan, Policies, Step, Unexpected
 from ckptsurgeon.provenance import Derivation
 from ckptsurgeon.rules import Recipe, parse, render
+from ckptsurgeon.schemes import Scheme
 from ckptsurgeon.sources import Apply, Kernel
 from ckptsurgeon.tensor import TensorRef, TensorSpec, only_ones_differ
 
@@ -76,13 +78,14 @@ def plan(
     *,
     dtype: DType | None = None,
     seed: int = 0,
+    init: Scheme | str | Mapping[str, str] | None = None,
     allow_unused: bool = False,
 ) -> Plan:
     """Plan a surgery; every problem is in `.problems`.
 
     `dtype` casts the floating tensors of the result; `seed` starts the initialisation of missing
-    tensors; `allow_unused` tolerates rules that match nothing.  UsageError when policies are given
-    without a target.
+    tensors, and `init` is its scheme; `allow_unused` tolerates rules that match nothing.  UsageError when policies are
+    given without a target.
     """
     if target is None and policies.any:
         raise UsageError("--fit, --unexpected, --mismatched and --missing compare with a target: name one with --to")
@@ -90,7 +93,8 @@ def plan(
         raise UsageError(f"--dtype takes a floating dtype that torch computes, not {dtype}")
     if type(seed) is not int or not 0 <= seed < 1 << 64:
         raise UsageError(f"a seed is a whole number from 0 to 2**64 - 1, not {seed!r}")
-    made = _replayable(lambda work: work.all(recipe, policies, dtype), source, target, allow_unused, seed)
+    scheme = None if init is None else _scheme(init, policies, target)
+    made = _replayable(lambda work: work.all(recipe, policies, dtype, scheme), source, target, allow_unused, seed)
     decided: dict[str, Any] = {
         "dtype": None if dtype is None else dtype.name,
         "unexpected": policies.unexpected,
@@ -103,11 +107,23 @@ def plan(
     options = {name: value for name, value in decided.items() if value}
     draws = any("seed" in options_of(rule) and "seed" not in rule.args for rule in recipe.rules)
     options |= {"seed": seed} if made.initialised or made.overlapped or draws else {}
+    options |= {"init": str(scheme)} if scheme is not None and (made.initialised or made.overlapped) else {}
 
     def on(other: Checkpoint) -> Plan:
-        return plan(other, recipe, target, policies, dtype=dtype, seed=seed, allow_unused=allow_unused)
+        return plan(other, recipe, target, policies, dtype=dtype, seed=seed, init=scheme, allow_unused=allow_unused)
 
     return replace(_derived(made, recipe, options), on=on)
+
+
+def _scheme(init: Scheme | str | Mapping[str, str], policies: Policies, target: Target | None) -> Scheme:
+    """What was asked for; UsageError where no policy initialises anything."""
+    _, mismatched, missing = policies.settled()
+    if target is None or (missing != "init" and mismatched != "overlap"):
+        raise UsageError(
+            "--init says how keys begin that the checkpoint does not bring: it goes with --missing init,"
+            " --fit or --mismatched overlap"
+        )
+    return Scheme.of(init).written().check(target)
 
 
 def _derived(made: Plan, recipe: Recipe, options: dict[str, Any]) -> Plan:
@@ -138,6 +154,7 @@ class _Work(Applying):
         self.overlapped: dict[str, int] = {}
         self.initialised: list[str] = []
         self.stopped = False
+        self.scheme: Scheme | None = None
 
     def rules(self, recipe: Recipe) -> bool:
         """Every rule in order; False where the recipe is not for this checkpoint, and no more is done."""
@@ -161,8 +178,9 @@ class _Work(Applying):
             self.problems = [Problem(applied, kind="applied")]
         return applied is None and not self.stopped
 
-    def all(self, recipe: Recipe, policies: Policies, dtype: DType | None) -> None:
+    def all(self, recipe: Recipe, policies: Policies, dtype: DType | None, scheme: Scheme | None) -> None:
         """The rules, then what settles the differences to the target, then the dtype."""
+        self.scheme = scheme
         if not self.rules(recipe):
             return
         if self.target is not None:
@@ -253,7 +271,7 @@ class _Work(Applying):
 
     def _overlap(self, target: Target, key: str, ref: TensorRef, want: TensorSpec, seed: int, shapes: str) -> None:
         first = next((group[0] for group in target.ties if key in group), key)
-        initial = TensorRef(want, target.initial_source(first, seed))
+        initial = replace(self._begun(target, first, seed), spec=want)
         made = TensorSpec(ref.dtype, want.shape)
         self.refs[key] = TensorRef(made, Apply(Overlap(), (ref, initial)))
         shared = prod(min(a, b) for a, b in zip(ref.shape, want.shape, strict=True))
@@ -278,9 +296,9 @@ class _Work(Applying):
                 self.problems.append(Problem(f"{text}; use --missing skip", key=key, kind="missing"))
             elif policy == "init":
                 own = None if target.is_model or target.tensors is None else target.tensors.get(key)
-                self.refs[key] = own or TensorRef(entry.spec, target.initial_source(key, seed))
+                self.refs[key] = own or self._begun(target, key, seed)
                 self.initialised.append(key)
-                made = f"initialised as {target.label} does" if target.is_model else f"taken from {target.label}"
+                made = self._made_by(target, key)
                 self.missing[key] = f"{made} ({buffer})" if buffer else made
             elif policy == "skip":
                 self.missing[key] = f"left out ({buffer})" if buffer else "left out"
@@ -291,6 +309,20 @@ class _Work(Applying):
         if self.initialised:
             self._policy("--missing init", [((), (key,)) for key in self.initialised])
             self._retie(target)
+
+    def _begun(self, target: Target, key: str, seed: int) -> TensorRef:
+        """What a key begins with: by the scheme, or as the target does."""
+        entry = target.entries[key]
+        initial = None if self.scheme is None else self.scheme.choice(key, entry)
+        if isinstance(initial, Initial):
+            return filled(entry.spec, initial, key, seed)
+        return TensorRef(entry.spec, target.initial_source(key, seed))
+
+    def _made_by(self, target: Target, key: str) -> str:
+        initial = None if self.scheme is None else self.scheme.choice(key, target.entries[key])
+        if initial is not None:
+            return f"initialised by {initial}"
+        return f"initialised as {target.label} does" if target.is_model else f"taken from {target.label}"
 
     def _retie(self, target: Target) -> None:
         """A name that shares its parameter with a loaded one gets the loaded tensor, not a fresh one."""

@@ -32,6 +32,8 @@ _STEPS = 8
 """Earlier steps that a record keeps."""
 _WORD = 200
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
+_INIT = re.compile(r"[\w.:=,+* -]{1,2000}", re.ASCII)
+"""A scheme of initial values, as `schemes.Scheme` writes it."""
 _CHOICES: Mapping[str, frozenset[Any]] = {
     "dtype": frozenset(DTYPES),
     "unexpected": frozenset(("error", "drop", "keep")),
@@ -229,6 +231,8 @@ def _options(found: Any) -> Mapping[str, Any]:
     for name, value in found.items():
         if name == "seed":
             known = type(value) is int and 0 <= value < 1 << 64
+        elif name == "init":
+            known = isinstance(value, str) and _INIT.fullmatch(value) is not None
         else:
             known = isinstance(value, str | bool) and value in _CHOICES.get(name, ())
         if not known:

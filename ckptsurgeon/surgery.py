@@ -135,6 +135,7 @@ class PlanOptions(TypedDict, total=False):
     unwrap: bool
     dtype: str | DType | None
     seed: int
+    init: str | Mapping[str, str] | None
     allow_unused: bool
     cache: bool
     beside: Mapping[str, Source] | None
@@ -175,6 +176,7 @@ def plan(
     unwrap: bool = False,
     dtype: str | DType | None = None,
     seed: int = 0,
+    init: str | Mapping[str, str] | None = None,
     allow_unused: bool = False,
     cache: bool = True,
     beside: Mapping[str, Source] | None = None,
@@ -188,8 +190,8 @@ def plan(
     open is settled by policies: `unexpected` keys are an "error", or "drop" or "keep" them;
     `mismatched` shapes are an "error", "drop" (then they are missing), "reshape" (dimensions of
     size 1) or "overlap" (copy what both have, initialise the rest); `missing` keys are an "error",
-    "init" (as the model does, from `seed`) or "skip".  `fit` stands for drop, reshape and init, takes
-    wrappers such as `module.` off the names, and drops what still has another shape; `unwrap` does
+    "init" (as the model does, or by the scheme `init`, from `seed`) or "skip".  `fit` stands for drop, reshape and
+    init, takes wrappers such as `module.` off the names, and drops what still has another shape; `unwrap` does
     nothing but take wrappers off (or put them on), where that brings more keys to names of `to`.  `dtype`
     casts the floating tensors of the result; `allow_unused` tolerates rules that match nothing;
     `cache` is that of `target_of`.  `beside` are other checkpoints whose tensors the rules may take, as
@@ -198,6 +200,10 @@ def plan(
     surgery, as `.followed` says; what cannot is left out with a warning, or a problem if `strict_extras`.  An
     optimizer counts parameters in the order of its model, which is that of the keys, but in safetensors, where they
     are sorted: there `order` is that model.  The counters of parameters that are joined are read.
+
+    `init` is the scheme by which what is missing begins, and what `overlap` does not copy: one word
+    (`kaiming_fan_out`, `xavier_uniform`, `normal:0.02`, `trunc_normal`, `torchvision`, `timm`, `zeros` …), or a table
+    of them by type of module, kind (`norm`, `embedding`, `prelu`, `bias`) and `*`; `cs.init_missing` says more.
 
     Raises RuleError for rules that cannot be read, UsageError for policies without `to`.
     """
@@ -223,6 +229,7 @@ def plan(
         ),
         dtype=as_dtype(dtype or said.get("dtype")),
         seed=seed or said.get("seed", 0),
+        init=init,
         allow_unused=allow_unused or said.get("allow_unused", False),
     )
     if order is not None:

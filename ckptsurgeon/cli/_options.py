@@ -87,6 +87,15 @@ Dtype = Annotated[
     str | None,
     typer.Option(metavar="D", help="Cast floating tensors to this dtype (bf16, float16, …); never integers."),
 ]
+Init = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--init",
+        metavar="SCHEME",
+        help="How what is missing begins: kaiming_fan_out, xavier_uniform, normal:0.02, trunc_normal, torchvision, "
+        "timm, zeros …, or TYPE=SCHEME, repeated; as the model does if not given.",
+    ),
+]
 KeepExtras = Annotated[
     bool,
     typer.Option(

@@ -336,7 +336,10 @@ def command(source: object, recipe: Recipe, to: object, options: Mapping[str, An
     if to is not None:
         words += ["--to", to if isinstance(to, str) else "MODEL"]
     words += ["--no-cache"] if options.get("cache") is False else []
-    for option, value in options.items():
+    for option, given in options.items():
+        value = given
+        if option == "init" and isinstance(value, Mapping):
+            value = " ".join(f"{name}={word}" for name, word in value.items())
         if option not in ("cache", "beside") and value not in (None, False, 0):
             words += [f"--{option.replace('_', '-')}", *([] if value is True else [str(value)])]
     return shlex.join(words)

@@ -134,7 +134,7 @@ class Named:
         scheme, numbers = self.initial.scheme, self.initial.numbers
         if scheme in ("zeros", "ones", "constant"):
             value = {"zeros": 0, "ones": 1}.get(scheme, numbers[0] if numbers else 0)
-            return _exactly([value], spec).expand(spec.shape)
+            return _exactly([value], spec)[0].expand(spec.shape)
         if scheme == "values":
             return _exactly(list(numbers), spec).reshape(spec.shape)
         if scheme == "eye":

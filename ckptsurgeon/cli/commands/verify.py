@@ -11,6 +11,7 @@ from ckptsurgeon.cli._options import (
     Beside,
     Config,
     Dtype,
+    Init,
     Json,
     Mismatched,
     Missing,
@@ -53,6 +54,7 @@ def verify(
     fit: Annotated[bool, typer.Option("--fit", help="As it was given to remap.")] = False,
     dtype: Dtype = None,
     seed: Annotated[int, typer.Option(min=0, max=2**64 - 1, metavar="N", help="As it was given to remap.")] = 0,
+    init: Init = None,
     allow_unused: Annotated[bool, typer.Option("--allow-unused", help="Tolerate rules that match nothing.")] = False,
     nan: Annotated[bool, typer.Option("--nan", help="Count the NaN and infinities of every tensor.")] = False,
     digest: Annotated[
@@ -85,6 +87,7 @@ def verify(
         "fit": fit,
         "dtype": dtype,
         "seed": seed,
+        "init": " ".join(init) if init else None,
         "allow_unused": allow_unused,
         "beside": beside(with_),
     }

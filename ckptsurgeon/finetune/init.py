@@ -1,0 +1,223 @@
+"""Initialising what a checkpoint did not bring, and nothing else."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from math import prod
+from typing import TYPE_CHECKING, Any
+
+from ckptsurgeon.checkpoint import Target, TargetEntry
+from ckptsurgeon.errors import UsageError
+from ckptsurgeon.finetune import _live, _survey, names
+from ckptsurgeon.finetune._local import is_sharded, local
+from ckptsurgeon.finetune.report import LoadReport
+from ckptsurgeon.ops import Initial
+from ckptsurgeon.ops.making import Named
+from ckptsurgeon.planner import Overlap
+from ckptsurgeon.schemes import Choice, Scheme
+from ckptsurgeon.sources import Apply
+
+if TYPE_CHECKING:
+    import torch
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Initialised:
+    """What `init_missing` did, by the network's own names.
+
+    `made` says by which scheme each tensor was initialised; `partly` of those of which a part had been loaded how many
+    elements are new; `left` are those that a checkpoint did not bring and that are as they were, and why.
+    """
+
+    made: Mapping[str, str]
+    partly: Mapping[str, int]
+    left: Mapping[str, str]
+
+    def __str__(self) -> str:
+        lines = [f"initialised {len(self.made)} tensors, {len(self.left)} left as they were"]
+        for key, word in self.made.items():
+            part = f" (its {self.partly[key]:,} new elements)" if key in self.partly else ""
+            lines.append(f"  {word}: {key}{part}")
+        return "\n".join([*lines, *(f"  left: {key} ({why})" for key, why in self.left.items())])
+
+
+def init_missing(
+    model: torch.nn.Module,
+    report: LoadReport,
+    scheme: str | Callable[..., Any] | Mapping[Any, Any] = "kaiming_fan_out",
+    seed: int = 0,
+) -> Initialised:
+    """Initialise what `load_into` did not load (`report.kept`), and the rest of what it loaded a part of (`.partly`).
+
+    `scheme` is a word for all weights: `kaiming_fan_out`, `kaiming_uniform`, `xavier_uniform`, `normal:0.02`,
+    `trunc_normal`, `orthogonal`, `zeros`, a number …; `torchvision` (convolutions by fan-out, matrices normal:0.01) or
+    `timm` (normal:0.02).  Or a table of them by the type of the module that owns a parameter (`Conv2d`), its kind
+    (`norm`, `embedding`, `prelu`, `bias`) and `*` for all others; the word `keep` leaves what is there.
+
+    Weights are named so and have two dimensions or more.  Whatever the scheme, norms begin with 1 and 0, their
+    statistics with 0 and 1, PReLU with 0.25, other biases with 0, and embeddings with normal:0.02 where it goes by
+    fans.  Only what the table names by its own type or kind is made otherwise; that may be any parameter, such as the
+    class token of a `VisionTransformer`.  All else (layer scales, tokens, other buffers) keeps the model's value.
+    A padding row of an embedding is drawn as the others are.
+
+    Values follow from `seed` and the name alone, in whatever order, made in float32 and cast; they are the bytes that
+    `ckpt remap --missing init --init SCHEME --seed N` writes.  A function, as the scheme or in a table, is given
+    (name, tensor, module) and fills the tensor in place, with torch's random state begun anew for each name and put
+    back afterwards; alone it is given every new parameter, of norms and biases too.
+
+    Raises UsageError, before anything is changed, for another model than the report's, one on the meta device, a
+    scheme or a type that there is not, and a scheme that cannot make a tensor.
+
+    >>> import ckptsurgeon as cs, torch
+    >>> model = torch.nn.Linear(2, 1)
+    >>> report = cs.load_into(model, cs.Checkpoint({}), missing="init")
+    >>> print(cs.init_missing(model, report, "normal:0.02"))
+    initialised 2 tensors, 0 left as they were
+      normal:0.02: weight
+      zeros: bias
+    """
+    import torch
+
+    if not isinstance(model, torch.nn.Module) or not isinstance(report, LoadReport):
+        raise UsageError("init_missing takes a model and the report that cs.load_into gave of it")
+    if type(seed) is not int or not 0 <= seed < 1 << 64:
+        raise UsageError(f"a seed is a whole number from 0 to 2**64 - 1, not {seed!r}")
+    parts = _live.parts(model)
+    found = _survey.look(model, parts)
+    target = found.target
+    _same_model(report, target)
+    chosen = Scheme.of(scheme).check(target)
+    new = _new(report, target)
+    todo = {key: chosen.choice(key, target.entries[key]) for key in new}
+    left = _left(report, target, todo)
+    _check({key: choice for key, choice in todo.items() if choice is not None}, found)
+    owners = dict(names.modules(model))
+    for part in parts:
+        with part.open(True) as held:
+            for key, choice in todo.items():
+                if choice is not None and key in held.tensors and key not in held.setters:
+                    owner = owners.get(key.rpartition(".")[0], model)
+                    value = held.tensors[key]
+                    _put(value, _values(key, choice, target.entries[key], value, owner, seed), new[key])
+    made = {key: _words(choice) for key, choice in todo.items() if choice is not None}
+    partly = {
+        key: _numel(target, key) - _shared(target, key, region) for key in made if (region := new[key]) is not None
+    }
+    return Initialised(made, partly, left)
+
+
+def _check(todo: Mapping[str, Choice], found: _survey.Survey) -> None:
+    """UsageError for a tensor that cannot be filled."""
+    for key in todo:
+        if key in found.on_meta:
+            raise UsageError(
+                f"{key!r} is on the meta device; give load_into assign=True, or the model memory with "
+                "model.to_empty(device=…)"
+            )
+        if key in found.problems:
+            raise UsageError(str(found.problems[key]))
+
+
+def _numel(target: Target, key: str) -> int:
+    return target.entries[key].spec.numel
+
+
+def _shared(target: Target, key: str, region: Shape) -> int:
+    return prod(min(a, b) for a, b in zip(region, target.entries[key].spec.shape, strict=True))
+
+
+def _same_model(report: LoadReport, target: Target) -> None:
+    before = report.plan.target.entries if report.plan.target is not None else {}
+    for key in (*report.kept, *report.loaded):
+        entry = target.entries.get(key)
+        if entry is None or entry.spec.shape != before[key].spec.shape:
+            what = "has none" if entry is None else f"has it as {list(entry.spec.shape)}"
+            raise UsageError(
+                f"the report is of a model with {key!r} {list(before[key].spec.shape)}, and {target.label} {what}"
+            )
+
+
+def _groups(target: Target) -> dict[str, tuple[str, ...]]:
+    return {key: group for group in target.ties for key in group}
+
+
+def _regions(report: LoadReport) -> dict[str, Shape]:
+    """The names of which a part was loaded, with its sizes, from the first element of every dimension."""
+    made = {}
+    for key in report.loaded:
+        source = report.plan.result[key].source
+        if isinstance(source, Apply) and isinstance(source.kernel, Overlap):
+            made[key] = source.inputs[0].shape
+    return made
+
+
+def _new(report: LoadReport, target: Target) -> dict[str, Shape | None]:
+    """The keys that were not loaded (None), or in part; of names that share one tensor the first, and none where one
+    of them was loaded in full."""
+    groups, regions = _groups(target), _regions(report)
+    whole = {*report.loaded} - regions.keys()
+    known = {*report.loaded, *report.kept}
+    made: dict[str, Shape | None] = {}
+    for key in target.entries:
+        group = groups.get(key, (key,))
+        if key in known and key == group[0] and not any(name in whole for name in group):
+            made[key] = next((regions[name] for name in group if name in regions), None)
+    return made
+
+
+def _left(report: LoadReport, target: Target, todo: Mapping[str, Choice | None]) -> dict[str, str]:
+    """What is left as it was, and why."""
+    groups = _groups(target)
+    left = {}
+    for key in (*report.kept, *report.partly):
+        if key not in todo:
+            left[key] = f"shares its memory with {next(name for name in groups[key] if name != key)!r}"
+        elif todo[key] is None:
+            left[key] = "no rule of the scheme is about it"
+    return left
+
+
+def _values(
+    key: str, choice: Choice, entry: TargetEntry, value: torch.Tensor, owner: torch.nn.Module, seed: int
+) -> torch.Tensor:
+    """The whole tensor as the scheme makes it."""
+    import torch
+
+    if isinstance(choice, Initial):
+        return Named(choice, key, entry.spec.nbytes).make(entry.spec, seed)
+    if is_sharded(value):
+        raise UsageError(f"{key!r} is spread over processes (a DTensor), which a function cannot fill; name a scheme")
+    made = value.detach().clone()
+    digest = hashlib.sha256(f"{seed}\n{key}".encode()).digest()
+    devices = [made.device] if made.device.type == "cuda" else []
+    with torch.random.fork_rng(devices), torch.no_grad():
+        torch.manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+        choice(key, made, owner)
+    return made
+
+
+def _put(value: torch.Tensor, new: torch.Tensor, region: Shape | None) -> None:
+    """Copy what is new into a tensor, or its part that is here, but for a region at its beginning."""
+    import torch
+
+    here, offset = local(value)
+    begins = offset or (0,) * new.dim()
+    with torch.inference_mode(value.is_inference()), torch.no_grad():
+        part = new[tuple(slice(at, at + size) for at, size in zip(begins, here.shape, strict=True))]
+        known = [
+            max(0, min(size - at, there)) for size, at, there in zip(region or begins, begins, here.shape, strict=True)
+        ]
+        if region is None or not prod(known):
+            here.copy_(part)
+            return
+        for dim, size in enumerate(known):  # what lies behind the region in this dimension, and within it before
+            box = (*(slice(0, end) for end in known[:dim]), slice(size, None))
+            here[box].copy_(part[box])
+
+
+def _words(choice: Choice) -> str:
+    return str(choice) if isinstance(choice, Initial) else getattr(choice, "__name__", "a function")
