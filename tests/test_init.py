@@ -177,6 +177,24 @@ def test_a_function_fills_in_place_by_a_random_state_of_its_own() -> None:
     assert_same_tensor(first["stem.weight"], telling(Net(width=64)).stem.weight.detach())
 
 
+def test_of_a_partly_copied_tensor_a_function_decides_the_new_part_alone() -> None:
+    torch.save(telling(Net(num_classes=6)).state_dict(), "a.pth")
+    model, source = Net(num_classes=10), torch.load("a.pth")
+    report = cs.load_into(model, "a.pth", mismatched="overlap")
+    done = cs.init_missing(model, report, lambda name, tensor, module: tensor.fill_(module.in_features))
+    assert done.partly == {"fc.weight": 32, "fc.bias": 4}
+    assert torch.equal(model.fc.weight, torch.cat([source["fc.weight"], torch.full((4, 8), 8.0)]))
+    assert torch.equal(model.fc.bias, torch.cat([source["fc.bias"], torch.full((4,), 8.0)]))
+
+
+def test_nothing_is_made_of_a_tensor_that_was_only_cut() -> None:
+    torch.save(telling(Net(num_classes=10)).state_dict(), "a.pth")
+    model = Net(num_classes=6)
+    done = cs.init_missing(model, cs.load_into(model, "a.pth", mismatched="overlap"), "zeros")
+    assert str(done) == "initialised 0 tensors, 0 left as they were"
+    assert torch.equal(model.fc.weight, torch.load("a.pth")["fc.weight"][:6])
+
+
 def test_tied_names_are_made_once_and_a_loaded_one_is_not_made_anew() -> None:
     model = Tied(1000, 64)
     done = cs.init_missing(model, cs.load_into(model, NOTHING, missing="init"), "xavier_uniform")

@@ -165,7 +165,9 @@ def _new(report: LoadReport, target: Target) -> dict[str, Shape | None]:
     for key in target.entries:
         group = groups.get(key, (key,))
         if key in known and key == group[0] and not any(name in whole for name in group):
-            made[key] = next((regions[name] for name in group if name in regions), None)
+            region = next((regions[name] for name in group if name in regions), None)
+            if region is None or _shared(target, key, region) < _numel(target, key):  # else nothing of it is new
+                made[key] = region
     return made
 
 
@@ -174,9 +176,10 @@ def _left(report: LoadReport, target: Target, todo: Mapping[str, Choice | None])
     groups = _groups(target)
     left = {}
     for key in (*report.kept, *report.partly):
-        if key not in todo:
-            left[key] = f"shares its memory with {next(name for name in groups[key] if name != key)!r}"
-        elif todo[key] is None:
+        other = next((name for name in groups.get(key, ()) if name != key), None)
+        if key not in todo and other is not None:
+            left[key] = f"shares its memory with {other!r}"
+        elif key in todo and todo[key] is None:
             left[key] = "no rule of the scheme is about it"
     return left
 
