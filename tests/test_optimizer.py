@@ -567,3 +567,24 @@ def test_lightning_keeps_one_list_of_optimizers() -> None:
     torch.save({"state_dict": model.state_dict(), "optimizer_states": states[:1]}, "a.ckpt")
     cs.remap("a.ckpt", "d.ckpt", THERE, to=Split(), extras=True)
     assert torch.load("d.ckpt", weights_only=True)["optimizer_states"] == []
+
+
+def test_a_new_head_goes_into_the_group_of_the_one_that_it_replaces() -> None:
+    model = torchvision.models.resnet18(num_classes=8)
+    backbone = [parameter for name, parameter in model.named_parameters() if not name.startswith("fc.")]
+    groups = [{"params": list(model.fc.parameters()), "lr": 1.0}, {"params": backbone}]
+    optimizer = torch.optim.SGD(groups, 0.01, momentum=0.9)
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    torch.save({"state_dict": {f"module.{key}": value for key, value in model.state_dict().items()},
+                "optimizer": optimizer.state_dict()}, "a.pth")  # fmt: skip
+    new = torchvision.models.resnet18(num_classes=5)
+    written = cs.remap("a.pth", "b.pth", ["strip module."], new, mismatched="drop", missing="init", extras=True)
+    assert written.warnings == ()
+    held = torch.load("b.pth", weights_only=True)["optimizer"]
+    assert [(len(group["params"]), group["lr"]) for group in held["param_groups"]] == [(2, 1.0), (60, 0.01)]
+    assert sorted(held["state"]) == list(range(2, 62))
+    wider = nn.Sequential(model, nn.Linear(5, 5))  # of which nothing says where it belongs
+    (followed,) = cs.plan("a.pth", ["^module => 0"], wider, missing="init", extras=True).followed
+    assert followed.left == "'1.bias' is new, and which of the 2 groups it belongs to is not known"

@@ -33,8 +33,9 @@ def grouped(change: Change, old: Sequence[Sequence[str]], options: Sequence[Mapp
         elif not change.made_of.get(key):
             new.append(key)
     kept = dict(found)
+    before = _replaced(change) if new and len(set(home.values())) > 1 else {}
     for key in new:
-        found[key] = _of_new(key, home, kept, change)
+        found[key] = _of_new(key, home, kept, change, before)
     notes: list[str] = []
     groups = [[key for key in change.parameters if found.get(key) == number] for number in range(len(old))]
     for number, group in enumerate(groups):
@@ -62,14 +63,39 @@ def _one(key: str, homes: Mapping[int, str], options: Sequence[Mapping[str, Any]
     return first
 
 
-def _of_new(key: str, home: Mapping[str, int], found: Mapping[str, int], change: Change) -> int:
+def _replaced(change: Change) -> dict[str, tuple[str, ...]]:
+    """Name that a tensor had when it was dropped → the keys of the source that it was made of."""
+    made: dict[str, tuple[str, ...]] = {key: (key,) for key in change.made.source}
+    gone: dict[str, tuple[str, ...]] = {}
+    for step in change.made.steps:
+        new: dict[str, tuple[str, ...]] = {}
+        for inputs, outputs in step.edges:
+            keys = tuple(dict.fromkeys(key for name in inputs for key in made.get(name, ())))
+            new.update(dict.fromkeys(outputs, keys))
+            if not outputs:
+                gone.update((name, made.get(name, ())) for name in inputs)
+        if not step.keeps:
+            for inputs, _ in step.edges:
+                for name in inputs:
+                    made.pop(name, None)
+        made.update(new)
+    return gone
+
+
+def _of_new(
+    key: str,
+    home: Mapping[str, int],
+    found: Mapping[str, int],
+    change: Change,
+    before: Mapping[str, tuple[str, ...]],
+) -> int:
     """The group of a parameter that is new: that of the one it takes the name of, the only one, or the one that all
     parameters of its kind are in."""
-    if key in home:
-        return home[key]
     there = set(home.values())
-    if len(there) == 1:
-        return next(iter(there))
+    replaced = {home[leaf] for leaf in before.get(key, ()) if leaf in home}
+    for only in (there, replaced):
+        if len(only) == 1:
+            return next(iter(only))
     alike = _alike(key, found, change)
     if len(alike) == 1:
         return next(iter(alike))
