@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,22 @@ def check_console(text: str, where: str) -> None:
         assert run(command).rstrip().splitlines() == [line.rstrip() for line in expected], f"{where}: {command}"
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.fixture
+def _threads() -> Iterator[None]:
+    """A page may set how many threads torch takes; other tests do not see it."""
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+def parameter(page: Path) -> Any:
+    """Trainers of other libraries warn of much that is no business of ours."""
+    marks = [pytest.mark.filterwarnings("ignore")] if page.name == "finetune.md" else []
+    return pytest.param(page, marks=marks, id=page.name)
+
+
+@pytest.mark.usefixtures("_threads")
+@pytest.mark.parametrize("page", map(parameter, PAGES))
 def test_the_blocks_of_a_page_run_as_they_say(page: Path, resnet_bundle: Path) -> None:
     os.symlink(resnet_bundle, "resnet18-dataparallel.pth")
     os.symlink(ROOT / "fixtures", "fixtures")
