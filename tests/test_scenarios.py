@@ -1,4 +1,5 @@
-"""What people do by hand, on the models they do it to: one test for each row of docs/from-snippets.md.
+"""What people do by hand, on the models they do it to: the rows of docs/from-snippets.md, but for
+those that are tested with the rest of their subject (freezing, groups, optimizers).
 
 The checkpoint is that of `fixtures/make/resnet18.py`; what is written is loaded strictly by torch
 and must give the forward pass of the weights that it was made from.
@@ -8,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -338,6 +340,20 @@ def test_s17_pretrained_weights_into_a_changed_network(resnet_bundle: Path, trai
     assert_same_tensors({key: model.state_dict()[key] for key in new}, new)
 
 
+def test_s18_what_was_not_loaded_is_initialised_by_a_scheme(ckpt: Any, resnet_bundle: Path, trained: nn.Module) -> None:
+    """The rest is what was loaded, bit for bit, and the file has the bytes of the live model."""
+    model = telling(torchvision.models.resnet18(num_classes=10), seed=4).eval()
+    done = cs.init_missing(model, cs.load_into(model, resnet_bundle, fit=True), "normal:0.02", seed=7)
+    assert done.made == {"fc.weight": "normal:0.02", "fc.bias": "zeros"}
+    assert_same_but_head(model.state_dict(), trained.state_dict())
+    assert float(model.fc.weight.detach().std()) == pytest.approx(0.02, rel=0.05)
+    assert not model.fc.bias.any()
+    how = ["--mismatched", "drop", "--missing", "init", "--init", "normal:0.02", "--seed", "7"]
+    ran = ckpt("remap", resnet_bundle, "--rule", "strip module.", "--to", SPEC, *how, "-o", "b.pth")
+    assert ran.code == 0
+    assert_same_tensors(loaded("b.pth", num_classes=10).state_dict(), model.state_dict())
+
+
 def test_s21_a_look_at_the_values_of_one_layer(ckpt: Any, resnet_bundle: Path, trained: nn.Module) -> None:
     weight = trained.layer1[0].conv1.weight.detach()
     ran = ckpt("ls", resnet_bundle, "--match", r"layer1\.0\.conv1", "--stats", "--json")
@@ -401,12 +417,15 @@ def test_s23_running_statistics_belong_to_the_checkpoint_and_are_named(ckpt: Any
     assert torch.equal(model(X), trained(X))
 
 
-def test_every_row_of_the_page_is_tested_here() -> None:
+def test_every_row_of_the_page_is_tested() -> None:
+    """Here, or where the rest of its subject is: a test's name begins with the row, or with all of its rows."""
     page = (ROOT / "docs" / "from-snippets.md").read_text()
-    rows = {line.split("|")[1].strip().lower() for line in page.splitlines() if line.startswith("| S")}
-    tests = {name.split("_")[1] for name in globals() if name.startswith("test_s") and name.split("_")[1][1:].isdigit()}
-    assert (
-        rows
-        == tests
-        == {"s1", "s2", "s3", "s4", "s5", "s6", "s7", "s8", "s9", "s16", "s17", "s19", "s20", "s21", "s22", "s23"}
-    )
+    rows = [line.split("|")[1].strip().lower() for line in page.splitlines() if line.startswith("| S")]
+    names = [
+        name
+        for path in (ROOT / "tests").glob("test_*.py")
+        for name in re.findall(r"^def test_((?:s\d+_)+)", path.read_text(), re.MULTILINE)
+    ]
+    tests = {row for name in names for row in name.split("_") if row}
+    assert len(rows) == len(set(rows))
+    assert set(rows) == tests == {f"s{number}" for number in range(1, 25)}
