@@ -71,7 +71,7 @@ def parameter(page: Path) -> Any:
 
 
 @pytest.mark.usefixtures("_threads")
-@pytest.mark.parametrize("page", map(parameter, PAGES))
+@pytest.mark.parametrize("page", [parameter(page) for page in PAGES])
 def test_the_blocks_of_a_page_run_as_they_say(page: Path, resnet_bundle: Path) -> None:
     os.symlink(resnet_bundle, "resnet18-dataparallel.pth")
     os.symlink(ROOT / "fixtures", "fixtures")
