@@ -588,3 +588,13 @@ def test_a_new_head_goes_into_the_group_of_the_one_that_it_replaces() -> None:
     wider = nn.Sequential(model, nn.Linear(5, 5))  # of which nothing says where it belongs
     (followed,) = cs.plan("a.pth", ["^module => 0"], wider, missing="init", extras=True).followed
     assert followed.left == "'1.bias' is new, and which of the 2 groups it belongs to is not known"
+
+
+def test_a_copy_begins_anew_and_its_original_continues() -> None:
+    model = telling(Fused())
+    optimizer = torch.optim.Adam(model.parameters(), 0.01)
+    train(model, optimizer, 2, seed=1)
+    bundle(model, optimizer)
+    (followed,) = cs.plan("a.pth", [r"copy ^mlp\.weight$ => more.weight"], extras=True).followed
+    assert followed.reset == {"more.weight": "it is a copy of another one"}
+    assert "mlp.weight" in followed.exact
