@@ -227,15 +227,16 @@ def test_a_failure_on_the_way_names_the_key_and_says_that_the_model_is_partly_lo
 
 
 @pytest.mark.parametrize("rows", [3, 5_000_000], ids=["small", "of several stretches"])
-def test_a_damaged_record_is_noticed(rows: int) -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_damaged_record_is_noticed_where_that_is_asked_for(rows: int, dtype: torch.dtype) -> None:
     torch.save({"w": torch.ones(rows)}, "a.pth")
     damaged_in("a.pth", "data/0")
     with pytest.raises(cs.InputError, match="'w': the record .*data/0 does not have its checksum") as caught:
-        cs.load_into(Holder(w=torch.zeros(rows)), "a.pth")
+        cs.load_into(Holder(w=torch.zeros(rows, dtype=dtype)), "a.pth", verify=True)
     assert "partly loaded, 0 of 1" in str(caught.value)
     torch.save({"w": torch.ones(rows)}, "b.pth")
     model = Holder(w=torch.zeros(rows))
-    cs.load_into(model, "b.pth")
+    cs.load_into(model, "b.pth", verify=True)
     assert model.w.sum() == rows
 
 

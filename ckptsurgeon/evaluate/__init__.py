@@ -5,7 +5,7 @@ torch are imported inside the functions that need them: plain copies need neithe
 """
 
 from ckptsurgeon.evaluate.gather import cost
-from ckptsurgeon.evaluate.into import calls, fill
+from ckptsurgeon.evaluate.into import calls, fill, handed
 from ckptsurgeon.evaluate.pieces import (
     ABSENT_HINT,
     Piece,
@@ -31,6 +31,7 @@ __all__ = [
     "damaged",
     "fill",
     "from_buffer",
+    "handed",
     "holds",
     "memory_of",
     "pieces",

@@ -53,8 +53,9 @@ def place(key: str, value: torch.Tensor, ref: TensorRef) -> Place:
     return Place(key, tensor, ref, offset)
 
 
-def fill(places: Sequence[Place]) -> None:
-    """Read everything into its place, in the order of the files, on as many threads as there are processors.
+def fill(places: Sequence[Place], proven: bool = False) -> None:
+    """Read everything into its place, in the order of the files, on as many threads as there are processors (up to
+    four); records of zips are held against their checksums when they are to be `proven`.
 
     Raises InputError with the key, and says how much was loaded by then.
     """
@@ -63,7 +64,7 @@ def fill(places: Sequence[Place]) -> None:
 
         def work() -> Iterator[workers.Work]:
             for each in sorted(places, key=_in_file):
-                for nbytes, call in calls(each):
+                for nbytes, call in calls(each, proven):
                     yield partial(one, each.key, nbytes, call)
 
         def one(key: str, nbytes: int, call: Callable[[Handles], None]) -> None:
@@ -95,7 +96,7 @@ def _in_file(each: Place) -> tuple[str, int]:
     return min(((extent.path, extent.offset) for extent in each.ref.extents()), default=("", 0))
 
 
-def calls(each: Place) -> Iterator[tuple[int, Callable[[Handles], None]]]:
+def calls(each: Place, proven: bool) -> Iterator[tuple[int, Callable[[Handles], None]]]:
     """What fills a place: how many bytes of the source each call takes, and the call."""
     tensor, ref = each.tensor, each.ref
     if not tensor.numel():
@@ -103,7 +104,10 @@ def calls(each: Place) -> Iterator[tuple[int, Callable[[Handles], None]]]:
     elif not is_plain(tensor) or ref.quantizer is not None or ref.dtype.bits < 8:
         yield ref.nbytes, lambda handles: _changed(tensor, lambda: tensor.copy_(ref.read()))
     elif (view := _memory(tensor, ref)) is not None:
-        for nbytes, call in evaluate.calls(ref, view):
+        for nbytes, call in evaluate.calls(ref, view, proven):
+            yield nbytes, partial(_read, tensor, call)
+    elif tuple(tensor.shape) == ref.shape and tensor.is_contiguous():
+        for nbytes, call in evaluate.handed(ref, partial(_cast, tensor.view(-1), ref.dtype.name), proven):
             yield nbytes, partial(_read, tensor, call)
     else:
         yield ref.nbytes, lambda handles: _changed(tensor, lambda: _copied(each, handles))
@@ -133,14 +137,18 @@ def _changed(tensor: torch.Tensor, change: Callable[[], object]) -> None:
             torch.autograd.graph.increment_version(tensor)
 
 
+def _cast(flat: torch.Tensor, dtype: str, at: int, data: memoryview) -> None:
+    """Copy a stretch of bytes, with a cast, to any device."""
+    block = evaluate.from_buffer(data, dtype)
+    begin = at // block.itemsize
+    flat[begin : begin + len(block)].copy_(block)
+
+
 def _copied(each: Place, handles: Handles) -> None:
     """Copy block by block, with a cast, to any device and layout."""
     tensor, ref, offset = each.tensor, each.ref, each.offset
-    shape = ref.shape
-    if tuple(tensor.shape) == shape and tensor.is_contiguous():
-        tensor, shape, offset = tensor.view(-1), (ref.numel,), (0,)
     taken = _Taken(evaluate.blocks(ref, BLOCK, handles))
-    for starts, sizes in boxes(shape, BLOCK // ref.dtype.itemsize):
+    for starts, sizes in boxes(ref.shape, BLOCK // ref.dtype.itemsize):
         data = taken.next(prod(sizes) * ref.dtype.itemsize)
         begins = [max(a, b) for a, b in zip(starts, offset, strict=True)]
         ends = [min(a + size, b + there) for a, size, b, there in zip(starts, sizes, offset, tensor.shape, strict=True)]
