@@ -202,9 +202,7 @@ class _Work(Applying):
             self.apply(rule, by="fit")
         if found.alternatives:
             ways = ", ".join(found.alternatives)
-            text = (
-                f"several parts of the checkpoint fit {target.label} equally well: {ways}; give one of them as a rule"
-            )
+            text = f"the names fit {target.label} in several ways, equally well: {ways}; give one of them as a rule"
             self.problems.append(Problem(text, kind="ambiguous"))
 
     def _warn(self, target: Target) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -59,7 +60,7 @@ def fill(places: Sequence[Place], proven: bool = False) -> None:
 
     Raises InputError with the key, and says how much was loaded by then.
     """
-    left = {each.key: each.ref.nbytes for each in places}
+    left, lock = {each.key: each.ref.nbytes for each in places}, threading.Lock()
     with Handles() as handles:
 
         def work() -> Iterator[workers.Work]:
@@ -76,7 +77,8 @@ def fill(places: Sequence[Place], proven: bool = False) -> None:
             except Exception as error:
                 error.add_note(f"while {key!r} was loaded")
                 raise
-            left[key] -= nbytes
+            with lock:
+                left[key] -= nbytes
 
         try:
             workers.run(work(), budget().jobs if sum(left.values()) > _ALONE else 1)
