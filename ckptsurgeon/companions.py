@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import replace
 
-from ckptsurgeon import formats, optimizer, stream, surgery
+from ckptsurgeon import formats, surgery
 from ckptsurgeon.checkpoint import Checkpoint, Origin
 from ckptsurgeon.errors import InputError, UsageError
 from ckptsurgeon.plans import Plan
@@ -20,6 +20,8 @@ def follow(made: Plan, source: Path, strict: bool = False) -> Plan:
 
     Raises InputError for a file without any.
     """
+    from ckptsurgeon import optimizer
+
     document = formats.inspect(source)
     if not any(True for _ in formats.optimizer_states(document.root)):
         raise InputError("holds no optimizer state", path=os.fspath(source), hint="look at it with `ckpt ls --tree`")
@@ -47,6 +49,8 @@ def follow_all(made: Plan, files: Mapping[str, str], strict: bool = False) -> tu
 
 def _settled(followed: Plan) -> Plan:
     """The plan of a file; where nothing is left of it, that is a problem."""
+    from ckptsurgeon import optimizer
+
     if followed.ok and followed.followed and all(one.left for one in followed.followed):
         return replace(followed, problems=(*followed.problems, *optimizer.problems(followed)), warnings=())
     return followed
@@ -81,15 +85,25 @@ def write(followed: Plan, output: Path, force: bool = False) -> surgery.Written:
     return replace(written, plan=followed, warnings=(*followed.warnings, *written.warnings))
 
 
-def write_all(others: Mapping[str, Plan], force: bool = False) -> None:
-    """Write every file of `follow_all`."""
+def write_all(written: surgery.Written, others: Mapping[str, Plan], force: bool = False) -> surgery.Written:
+    """Write every file of `follow_all`; what was written before them, with what they lost and warn of."""
     for output, one in others.items():
-        write(one, output, force)
+        done = write(one, output, force)
+        lost = (f"{output}: {name}" for name in done.lost)
+        said = (text for text in done.warnings if text not in written.warnings)
+        written = replace(written, lost=(*written.lost, *lost), warnings=(*written.warnings, *said))
+    return written
 
 
-def check(files: Mapping[str, str], force: bool) -> None:
-    """OutputError or UsageError for outputs that cannot be written, before anything is."""
+def check(files: Mapping[str, str], output: str | None, force: bool) -> None:
+    """OutputError or UsageError for outputs that cannot be written, before anything is; `output` is another one."""
+    from ckptsurgeon import stream
+
+    taken = {os.path.realpath(path) for path in (output, *files) if path is not None}
     for path in files.values():
+        if os.path.realpath(path) in taken:
+            raise UsageError(f"--optimizer …={path}: that file is read or written already; choose another name")
+        taken.add(os.path.realpath(path))
         place = formats.output(path)
         if not place.format.extras:
             raise UsageError(f"{path}: {place.format.name} holds tensors only; an optimizer's state goes into a .pt")

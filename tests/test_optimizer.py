@@ -353,6 +353,25 @@ def test_factored_states_pass_a_rename_and_begin_anew_where_a_tensor_changes() -
     train(other, continued, 1, seed=3)
 
 
+def test_factored_states_of_transformers_tell_the_shapes_of_their_parameters() -> None:
+    from transformers.optimization import Adafactor
+
+    model = nn.Sequential(nn.Linear(6, 4), nn.Linear(4, 5), nn.Conv2d(2, 3, 5, bias=False))
+    optimizer = Adafactor(model.parameters(), lr=0.01, relative_step=False, scale_parameter=False)
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    bundle(model, optimizer)
+    cs.remap("a.pth", "b.pth", ["^0 => first"], extras=True)
+    held = torch.load("b.pth", weights_only=True)["optimizer"]["state"]
+    for position, state in optimizer.state_dict()["state"].items():
+        for entry, value in state.items():
+            if isinstance(value, torch.Tensor):
+                assert_same_tensor(held[position][entry], value, entry)
+    (followed,) = cs.plan("a.pth", [r"transpose ^1\.weight$"], extras=True).followed
+    assert list(followed.reset) == ["1.weight"]
+
+
 def test_a_new_parameter_of_adagrad_has_the_state_that_its_first_step_needs() -> None:
     model = telling(Fused())
     make = lambda p: torch.optim.Adagrad(p, 0.1, initial_accumulator_value=0.25)  # noqa: E731

@@ -15,7 +15,6 @@ from ckptsurgeon.optimizer.naming import Naming, naming
 from ckptsurgeon.optimizer.positions import Shape, Undecided, assigned
 from ckptsurgeon.optimizer.states import States
 from ckptsurgeon.plans import Followed
-from ckptsurgeon.tensor import TensorRef
 
 
 @dataclass(frozen=True)
@@ -200,8 +199,3 @@ def _group(group: Mapping[str, Any], members: Sequence[str], ids: Mapping[str, A
         named = before.naming or Naming()
         made["param_names"] = [named.name(key) for key in members]
     return made
-
-
-def tensors(value: Any) -> list[TensorRef]:
-    """The tensors of an optimizer's state."""
-    return [entry for state in value["state"].values() for entry in state.values() if isinstance(entry, TensorRef)]

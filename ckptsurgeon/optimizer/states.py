@@ -16,8 +16,8 @@ from ckptsurgeon.sources import Inline
 from ckptsurgeon.tensor import TensorRef, TensorSpec
 
 State = Mapping[str, Any]
-_LEAST_SCALAR = 1
 _FACTORS = (("row_var", "col_var"), ("exp_avg_sq_row", "exp_avg_sq_col"))
+"""The two factors of a second moment, in torch's Adafactor and in that of transformers."""
 _EIGHT_BIT = ("state1", "state2", "absmax1", "qmap1")
 _WHOLE = frozenset(("func_evals", "n_iter", "old_dirs", "old_stps", "prev_flat_grad"))
 """Entries of LBFGS, whose one state is about all parameters together."""
@@ -36,24 +36,18 @@ def shape_of(state: State) -> Shape | None:
             return tensors[name].shape
     for row, column in _FACTORS:
         if row in tensors and column in tensors:
-            return _product(tensors[row].shape, tensors[column].shape)
+            rows, columns = tensors[row].shape, tensors[column].shape
+            return (*(rows[:-1] if row == "row_var" else rows), columns[-1]) if rows and columns else None
     shapes = {ref.shape for ref in tensors.values() if ref.shape}
     return next(iter(shapes)) if len(shapes) == 1 else None
-
-
-def _product(row: Shape, column: Shape) -> Shape | None:
-    """The shape of which these are the two factors: with sizes of 1 as torch keeps them, or without."""
-    if len(row) == len(column):
-        return tuple(max(a, b) for a, b in zip(row, column, strict=True))
-    return (*row, column[-1]) if len(row) + 1 == len(column) + 1 and column else None
 
 
 @dataclass
 class States:
     """The states of an optimizer by keys of the source, and what becomes of them.
 
-    `groups` are the hyperparameters of the group of each.  Scalars that were used once are copied when they are used
-    again: torch counts steps in place.
+    `options` are the hyperparameters of the group of each.  What was `used` once is copied when it is used again:
+    torch counts steps in place.
     """
 
     of: Mapping[str, State]
@@ -106,7 +100,7 @@ class States:
             if any(value.dtype.kind not in ("float", "complex") or value.dtype.bits < 16 for value in values):
                 raise Inexact(f"{name!r} is of {values[0].dtype}, which no change of shape or value keeps")
             return True
-        if all(value.numel <= _LEAST_SCALAR for value in values) and not known:
+        if all(value.numel <= 1 for value in values) and not known:
             return False
         raise Inexact(f"{name!r} has not the parameter's shape (a factored state)")
 

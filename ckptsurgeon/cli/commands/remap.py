@@ -131,7 +131,7 @@ def remap(
     if in_place and given:
         raise UsageError(f"--in-place writes no other file, and {given[0]} is about one; leave one of them away")
     files = optimizers(optimizer, strict_extras and not keep_extras)
-    companions.check(files, force or dry_run)
+    companions.check(files, output, force or dry_run)
     rules = rules_of(recipe, rule, variables, config)
     how: surgery.PlanOptions = {
         "unexpected": None if unexpected is None else unexpected.value,
@@ -190,7 +190,7 @@ def remap(
                 digest=digest,
                 progress=progress,
             )
-        companions.write_all(others, force)
+        written = companions.write_all(written, others, force)
     for warning in written.warnings if written is not None else plan.warnings if plan.ok else ():
         sink.note(f"warning: {warning}")
     if plan.ok or dry_run or as_json:
