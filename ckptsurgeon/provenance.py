@@ -53,7 +53,10 @@ class BadProvenance(Exception):
 @dataclass(frozen=True)
 class Derivation:
     """What the result of a plan was made of, before any of it is put into words: the `source`'s tensors, the kind of
-    its file and the place of the state dict in it; the rules' lines, the options that matter, the target's keys."""
+    its file and the place of the state dict in it; the rules' lines, the options that matter, the target's keys.
+
+    `followed` tells that what lies beside the tensors went through the same.
+    """
 
     source: Mapping[str, TensorRef]
     format: str = ""
@@ -61,6 +64,7 @@ class Derivation:
     rules: tuple[str, ...] = ()
     options: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
     target: Mapping[str, TargetEntry] | None = None
+    followed: bool = False
 
 
 @dataclass(frozen=True)

@@ -234,11 +234,16 @@ def plan(
     )
     if order is not None:
         made = replace(made, order=target_of(order, cache=cache))
-    if extras and made.source.extras:
-        from ckptsurgeon import optimizer
+    return _followed(made, strict_extras) if extras and made.source.extras else made
 
-        made = optimizer.follow(made, strict_extras)
-    return made
+
+def _followed(made: Plan, strict: bool) -> Plan:
+    """The plan, with what lies beside the tensors changed as they are."""
+    from ckptsurgeon import optimizer
+
+    made = optimizer.follow(made, strict)
+    assert made.result.derived is not None
+    return replace(made, result=made.result.replace(derived=replace(made.result.derived, followed=True)))
 
 
 def as_dtype(dtype: str | DType | None) -> DType | None:
@@ -324,8 +329,8 @@ def save(
     budget = stream.budget(formats.parse_size(max_memory, "--max-memory"), jobs)
     problems = formats.problems(ckpt, output, keep_extras)
     if budget.strict:
-        beside = dict(formats.tensors(ckpt.extras)) if keep_extras else {}
-        problems += stream.problems({**beside, **ckpt}, budget)
+        problems += stream.problems(ckpt, budget)
+        problems += stream.problems(dict(formats.tensors(ckpt.extras)), budget) if keep_extras else []
     if problems:
         raise PlanError(problems)
     keeps = keep_extras and bool(ckpt.extras)
@@ -348,7 +353,7 @@ def save(
         seal=seal if digest else None,
     )  # fmt: skip
     format = output.format if len(files) > 1 else output.holder
-    notes = tuple(dict.fromkeys(note for _, layout in files for note in layout.notes))
+    notes = [*dict.fromkeys(note for _, layout in files for note in layout.notes), *(_stale(ckpt) if keeps else ())]
     return Written(
         names[-1],
         nbytes,
@@ -356,11 +361,23 @@ def save(
         len(ckpt),
         None,
         tuple(lost),
-        notes,
+        tuple(notes),
         names if len(files) > 1 else (),
         tuple(removed),
         said.content if said is not None else None,
     )
+
+
+def _stale(ckpt: Checkpoint) -> list[str]:
+    """Warnings about optimizer states of a plan that was made without `extras`: they are kept as they were."""
+    derived = ckpt.derived
+    if derived is None or derived.followed or list(derived.source.items()) == list(ckpt.items()):
+        return []
+    return [
+        f"the optimizer state at {name!r} is kept as it was, and the parameters changed; plan with extras=True, and it "
+        "follows"
+        for name in formats.optimizers(ckpt.extras)
+    ]
 
 
 _NO_DIGEST = f"sha256:{0:064}"
@@ -389,25 +406,7 @@ def digest(ckpt: Source, *, select: str | None = None, progress: Progress | None
 def carry_out(made: Plan, output: Path, **how: Unpack[SaveOptions]) -> Written:
     """Write the result of a plan; PlanError when it has problems, else as `save`."""
     written = save(made.check().result, output, **how)
-    stale = _stale_optimizers(made) if how.get("keep_extras") else []
-    return replace(written, plan=made, warnings=(*made.warnings, *written.warnings, *stale))
-
-
-def _stale_optimizers(made: Plan) -> list[str]:
-    """Warnings about optimizer state that is kept as it was while the parameters changed: of a plan without extras."""
-    before, after = list(made.source.items()), list(made.result.items())
-    if before == after or made.result.extras is not made.source.extras:
-        return []
-    if [ref for _, ref in before] == [ref for _, ref in after]:
-        why = (
-            "parameters were renamed; it counts them by position, so it fits a model that lists them in the same order"
-        )
-    else:
-        why = "the parameters changed; it may no longer fit them"
-    return [
-        f"the optimizer state at {name!r} is kept as it was, and {why}; plan with extras=True, and it follows"
-        for name in formats.optimizers(made.source.extras)
-    ]
+    return replace(written, plan=made, warnings=(*made.warnings, *written.warnings))
 
 
 def prepare(

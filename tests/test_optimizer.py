@@ -456,6 +456,9 @@ def test_without_extras_nothing_beside_the_weights_follows() -> None:
     bundle(model, torch.optim.Adam(model.parameters(), 0.01))
     plan = cs.plan("a.pth", THERE, to=Split())
     assert plan.followed == ()
+    (warning,) = cs.save(plan.result, "b.pth", keep_extras=True).warnings
+    assert warning.startswith("the optimizer state at 'optimizer' is kept as it was, and the parameters changed")
+    assert cs.save(cs.plan("a.pth", THERE, to=Split(), extras=True).result, "c.pth", keep_extras=True).warnings == ()
     with pytest.raises(cs.UsageError, match="give both"):
         cs.plan("a.pth", THERE, strict_extras=True)
 
