@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from ckptsurgeon.errors import UsageError
+from ckptsurgeon.finetune import _sharing
 
 if TYPE_CHECKING:
     import torch
@@ -25,26 +25,8 @@ def ties(found: Iterable[Slot]) -> tuple[tuple[str, ...], ...]:
 
 def overlaps(parameters: Mapping[str, torch.Tensor]) -> list[tuple[str, str]]:
     """Pairs of different parameters whose bytes overlap, such as views of one tensor: a step on one moves the other."""
-    spans = sorted(
-        (begin, end, name) for name, value in parameters.items() for begin, end in [_span(value)] if begin < end
-    )
-    found = []
-    reach, by = 0, ""
-    for begin, end, name in spans:
-        if begin < reach:
-            found.append((by, name))
-        if end > reach:
-            reach, by = end, name
-    return found
-
-
-def _span(value: torch.Tensor) -> tuple[int, int]:
-    """The first byte in memory and the one behind the last; (0, 0) for what has no memory of its own to speak of."""
-    with suppress(RuntimeError, NotImplementedError):  # tensors of other classes (DTensor, quantised weights)
-        if not value.is_sparse and value.numel() and value.data_ptr():
-            last = sum((size - 1) * stride for size, stride in zip(value.shape, value.stride(), strict=True))
-            return value.data_ptr(), value.data_ptr() + (last + 1) * value.element_size()
-    return 0, 0
+    same = [(group[0], name) for group in _sharing.ties(parameters) for name in group[1:]]
+    return same + [(a.key, b.key) for a, b in _sharing.overlaps(parameters)]
 
 
 def words(pairs: Sequence[tuple[str, str]]) -> list[str]:
