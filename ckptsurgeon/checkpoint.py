@@ -114,6 +114,15 @@ class Checkpoint(Mapping[str, TensorRef]):
                 groups.setdefault(tie, []).append(key)
         return tuple(tuple(group) for group in groups.values() if len(group) > 1)
 
+    @property
+    def in_order(self) -> bool:
+        """Whether the keys come in the order of their model, as far as can be told: those who write safetensors and
+        indexes sort them, and who sorts a dict loses torch's `_metadata`."""
+        if self.origin is not None and ("safetensors" in self.origin.format or "sharded" in self.origin.format):
+            return False
+        keys = list(self.tensors)
+        return bool(self.versions) or len(keys) < 2 or keys != sorted(keys)
+
     def replace(self, **changes: Any) -> Checkpoint:
         """A copy with some fields changed; one of other tensors no longer is what its provenance is about."""
         if "tensors" in changes:
@@ -208,7 +217,7 @@ class Target:
     count, from another checkpoint. `others` are keys of its state dict that are no tensors, `ties`
     the groups of keys that share one parameter. `tensors` are those that it holds; None for a model
     that is only named, whose values a seed would have to make. `cached` tells that the model was not
-    built: all of this was kept from an earlier time. `remarks` are those of a checkpoint.
+    built: all of this was kept from an earlier time. `remarks` are those of a checkpoint, `in_order` too.
     """
 
     label: str
@@ -220,6 +229,7 @@ class Target:
     tensors: Mapping[str, TensorRef] | None = None
     remarks: tuple[str, ...] = ()
     cached: bool = False
+    in_order: bool = True
 
     def initial_source(self, key: str, seed: int) -> Source:
         """How the value that the target itself would give `key` is made; UsageError if it has none."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 
 from ckptsurgeon import formats, surgery
@@ -41,8 +42,8 @@ def follow_all(made: Plan, files: Mapping[str, str], strict: bool = False) -> tu
         made = replace(
             made,
             followed=(*made.followed, *said),
-            warnings=(*made.warnings, *one.warnings),
-            problems=(*made.problems, *one.problems),
+            warnings=(*made.warnings, *(f"{source}: {text}" for text in one.warnings)),
+            problems=(*made.problems, *(replace(each, text=f"{source}: {each.text}") for each in one.problems)),
         )
     return made, others
 
@@ -85,21 +86,41 @@ def write(followed: Plan, output: Path, force: bool = False) -> surgery.Written:
     return replace(written, plan=followed, warnings=(*followed.warnings, *written.warnings))
 
 
-def write_all(written: surgery.Written, others: Mapping[str, Plan], force: bool = False) -> surgery.Written:
-    """Write every file of `follow_all`; what was written before them, with what they lost and warn of."""
-    for output, one in others.items():
-        done = write(one, output, force)
-        lost = (f"{output}: {name}" for name in done.lost)
-        said = (text for text in done.warnings if text not in written.warnings)
+@contextmanager
+def staged(others: Mapping[str, Plan], force: bool = False) -> Iterator[list[surgery.Written]]:
+    """Write every file of `follow_all` beside its place; they take their places when all that is done meanwhile was
+    done, and go where it was not."""
+    done: list[surgery.Written] = []
+    beside: dict[str, str] = {}
+    try:
+        for output, one in others.items():
+            folder, name = os.path.split(output)
+            beside[output] = os.path.join(folder, f".{os.getpid()}-{name}")
+            done.append(replace(write(one, beside[output], force), path=output))
+        yield done
+        for output, path in beside.items():
+            os.replace(path, output)
+    finally:
+        for path in beside.values():
+            with suppress(OSError):
+                os.unlink(path)
+
+
+def told(written: surgery.Written, done: Iterable[surgery.Written]) -> surgery.Written:
+    """What was written, with what the files beside it lost and warn of."""
+    for one in done:
+        lost = (f"{one.path}: {name}" for name in one.lost)
+        said = (text for text in one.warnings if one.plan is None or text not in one.plan.warnings)
         written = replace(written, lost=(*written.lost, *lost), warnings=(*written.warnings, *said))
     return written
 
 
-def check(files: Mapping[str, str], output: str | None, force: bool) -> None:
-    """OutputError or UsageError for outputs that cannot be written, before anything is; `output` is another one."""
+def check(files: Mapping[str, str], others: Iterable[str | None], force: bool) -> None:
+    """OutputError or UsageError for outputs that cannot be written, before anything is; `others` are files that are
+    read or written too."""
     from ckptsurgeon import stream
 
-    taken = {os.path.realpath(path) for path in (output, *files) if path is not None}
+    taken = {os.path.realpath(path) for path in (*others, *files) if path is not None}
     for path in files.values():
         if os.path.realpath(path) in taken:
             raise UsageError(f"--optimizer …={path}: that file is read or written already; choose another name")

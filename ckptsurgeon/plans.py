@@ -159,8 +159,8 @@ class Plan:
     `dropped` maps a key of the source, `missing` and `mismatched` a key of the target to what was
     done about it and why, `overlapped` a key of which only a part was copied to how many elements
     that is; `problems` are all reasons not to carry the plan out, `warnings` are none.  `followed` is what became of
-    the extras that go with the tensors, `order` the model whose parameters an optimizer counts; `on` plans the same
-    surgery for another checkpoint.
+    the extras that go with the tensors, `order` the model whose parameters an optimizer counts, `beside` the names of
+    other checkpoints that gave tensors; `on` plans the same surgery for another checkpoint.
     """
 
     source: Checkpoint
@@ -177,6 +177,7 @@ class Plan:
     warnings: tuple[str, ...] = ()
     followed: tuple[Followed, ...] = ()
     order: Target | None = None
+    beside: Names = ()
     on: Callable[[Checkpoint], Plan] | None = field(default=None, compare=False, repr=False)
 
     @property

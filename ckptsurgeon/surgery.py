@@ -232,8 +232,7 @@ def plan(
         init=init,
         allow_unused=allow_unused or said.get("allow_unused", False),
     )
-    if order is not None:
-        made = replace(made, order=target_of(order, cache=cache))
+    made = replace(made, order=None if order is None else target_of(order, cache=cache), beside=tuple(beside or ()))
     return _followed(made, strict_extras) if extras and made.source.extras else made
 
 
@@ -333,7 +332,7 @@ def save(
         problems += stream.problems(dict(formats.tensors(ckpt.extras)), budget) if keep_extras else []
     if problems:
         raise PlanError(problems)
-    keeps = keep_extras and bool(ckpt.extras)
+    keeps = keep_extras and formats.has_place(ckpt)
     said = made_of(ckpt, keep_extras=keeps, content=_NO_DIGEST if digest else None) if provenance else None
     files, lost = formats.files(ckpt, output, keep_extras, None if said is None else said.text())
     kin = output.is_kin if output.format.shards else stream.no_kin

@@ -214,6 +214,8 @@ def optimizers(words: list[str] | None, needed: bool) -> dict[str, str]:
         source, _, output = word.rpartition("=")
         if not source or not output:
             raise UsageError(f"--optimizer {word}: write IN=OUT, as in optimizer.pt=new/optimizer.pt")
+        if source in made:
+            raise UsageError(f"--optimizer {word}: {source} is given twice")
         made[source] = output
     return made
 

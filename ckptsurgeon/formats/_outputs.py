@@ -172,7 +172,7 @@ def _layout(ckpt: Checkpoint, format: Format, keep_extras: bool, provenance: str
     plain = {key: replace(ref, stored=None) for key, ref in ckpt.items()}  # a state dict's are no parameters
     state = _splice.StateDict(plain, ckpt.versions)
     keys = {id(ref): key for refs in (ckpt, plain) for key, ref in refs.items()}
-    if not keep_extras or not ckpt.extras:
+    if not keep_extras or not has_place(ckpt):
         return replace(format.layout(ckpt, _cleaned(state), provenance), keys=keys), []
     from ckptsurgeon.formats import _pickler
 
@@ -180,6 +180,13 @@ def _layout(ckpt: Checkpoint, format: Format, keep_extras: bool, provenance: str
     placed, opened = _splice.insert(ckpt.extras, select, place, state)
     root, lost = _pickler.cleaned(placed)
     return replace(format.layout(ckpt, root, provenance), keys=keys), [*opened, *lost]
+
+
+def has_place(ckpt: Checkpoint) -> bool:
+    """Whether there is anything around the state dict to keep: extras, or the place where it was beside some that could
+    not follow a surgery."""
+    followed = ckpt.derived is not None and ckpt.derived.followed
+    return bool(ckpt.extras) or (followed and ckpt.origin is not None and bool(ckpt.origin.select))
 
 
 def _cleaned(state: _splice.StateDict) -> _splice.StateDict:

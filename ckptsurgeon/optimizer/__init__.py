@@ -18,6 +18,7 @@ from ckptsurgeon.optimizer.following import Known, carry, known
 from ckptsurgeon.optimizer.leaves import Change
 from ckptsurgeon.optimizer.positions import Undecided
 from ckptsurgeon.plans import Followed, Plan
+from ckptsurgeon.tensor import TensorRef
 
 __all__ = ["Change", "Known", "Undecided", "carry", "follow", "known", "problems"]
 
@@ -41,22 +42,31 @@ def follow(made: Plan, strict: bool = False) -> Plan:
     if same and tuple(change.candidates) == change.parameters:
         return made
     new: dict[Path, Any] = {}
-    reports: list[Followed] = []
-    for path, value in optimizers:
-        new[path], report = following.follow(change, _dotted(path), value)
-        reports.append(report)
+    told: list[Followed] = []
+    others: dict[str, Mapping[str, TensorRef]] = {}
     for path, gathering in gatherings:
-        found = copies.follow(change, _dotted(path), gathering)
+        found = copies.follow(change, path, gathering)
         if found is not None:
             new[path], report = found
-            reports.append(report)
+            told.append(report)
+        elif isinstance(gathering, dict):
+            others[_dotted(path)] = {key: ref for key, ref in gathering.items() if isinstance(ref, TensorRef)}
+    reports: list[Followed] = []
+    for path, value in optimizers:
+        new[path], report = following.follow(change, _dotted(path), value, others)
+        reports.append(report)
+    reports += told
     said = [_words(report) for report in reports if report.left]
     return replace(
         made,
         result=made.result.replace(extras=_placed(source.extras, new)),
         followed=tuple(reports),
         problems=(*made.problems, *(Problem(text, kind="extras") for text in said if strict)),
-        warnings=(*made.warnings, *(said if not strict else ()), *map(_begin, filter(_resets, reports))),
+        warnings=(
+            *made.warnings,
+            *(said if not strict else ()),
+            *(_begin(one) for one in reports if one.reset),
+        ),
     )
 
 
@@ -72,10 +82,6 @@ def _dotted(path: Path) -> str:
 def _words(report: Followed) -> str:
     done = "is kept as it was" if report.kept else "is left out"
     return f"{report.label} {done}: {report.left}"
-
-
-def _resets(report: Followed) -> bool:
-    return bool(report.reset)
 
 
 def _begin(report: Followed) -> str:

@@ -12,9 +12,10 @@ from ckptsurgeon.optimizer import states
 from ckptsurgeon.optimizer.leaves import Change
 from ckptsurgeon.optimizer.moments import Inexact
 from ckptsurgeon.optimizer.naming import Naming, naming
-from ckptsurgeon.optimizer.positions import Shape, Undecided, assigned
+from ckptsurgeon.optimizer.positions import Shape, Strange, Undecided, assigned
 from ckptsurgeon.optimizer.states import States
 from ckptsurgeon.plans import Followed
+from ckptsurgeon.tensor import TensorRef
 
 
 @dataclass(frozen=True)
@@ -32,26 +33,26 @@ class Known:
 
 def known(change: Change, value: Mapping[Any, Any]) -> Known:
     """What an optimizer's state is about; Undecided, with a short cause, where that cannot be told."""
-    groups, state = value["param_groups"], value["state"]
-    ids = _ids(groups)
+    ids, state = _ids(value["param_groups"]), value["state"]
+    groups = value["param_groups"]
     if not isinstance(state, dict) or not all(isinstance(one, dict) for one in state.values()):
         raise Undecided("its state is no table of parameters")
     if any(states.is_whole(one) for one in state.values()):
         raise Undecided("its one state is about all parameters laid end to end, as that of LBFGS")
-    shapes = [[states.shape_of(state[one]) if one in state else None for one in group] for group in ids]
-    names = _names(groups, ids)
-    if names is not None:
+    shapes = _shapes(ids, state)
+    names, found = _names(groups, ids), None
+    if names is None:
+        keys = _counted(change, shapes)
+    else:
         found = naming((name for group in names for name in group), change.made.source, change.prefixes)
         if found is None:
             raise Undecided(_strange(names, change))
         keys = [[found.key(name) or "" for name in group] for group in names]
         _check(keys, shapes, change)
-    else:
-        found = None
-        if change.unordered:
-            raise Undecided(change.unordered)
-        keys = assigned(shapes, {key: ref.shape for key, ref in change.candidates.items()})
+        keys = [[change.first.get(key, key) for key in group] for group in keys]
     by_id = {one: key for group, named in zip(ids, keys, strict=True) for one, key in zip(group, named, strict=True)}
+    if len(set(by_id.values())) < len(by_id):
+        raise Undecided("a parameter is in it twice")
     return Known(
         tuple(map(tuple, keys)),
         tuple({name: option for name, option in group.items() if name != "params"} for group in groups),
@@ -60,6 +61,38 @@ def known(change: Change, value: Mapping[Any, Any]) -> Known:
         any(isinstance(one, str) for group in ids for one in group),
         tuple(one for one in state if one not in by_id),
     )
+
+
+def _shapes(ids: list[list[Any]], state: Mapping[Any, Any]) -> list[list[Shape | None]]:
+    return [[states.shape_of(state[one]) if one in state else None for one in group] for group in ids]
+
+
+def _counted(change: Change, shapes: list[list[Shape | None]]) -> list[list[str]]:
+    """The keys of an optimizer that only counts."""
+    if change.unordered:
+        raise Undecided(change.unordered)
+    keys = assigned(shapes, {key: ref.shape for key, ref in change.candidates.items()})
+    if (buffer := change.buffer(key for group in keys for key in group)) is not None:
+        raise Undecided(f"it seems to train {buffer!r}, which {change.label} has as a buffer")
+    return keys
+
+
+def may_be_of(value: Mapping[Any, Any], tensors: Mapping[str, TensorRef]) -> bool:
+    """Whether an optimizer may be that of another state dict, as far as shapes tell."""
+    try:
+        ids, state = _ids(value["param_groups"]), value["state"]
+        if not isinstance(state, dict) or not all(isinstance(one, dict) for one in state.values()):
+            return False
+        names = _names(value["param_groups"], ids)
+        if names is not None:
+            return all(name in tensors for group in names for name in group)
+        floats = {key: ref.shape for key, ref in tensors.items() if ref.dtype.kind in ("float", "complex")}
+        assigned(_shapes(ids, state), floats)
+    except Strange:
+        return False
+    except Undecided:
+        return True
+    return True
 
 
 def _ids(groups: Any) -> list[list[Any]]:
@@ -104,12 +137,25 @@ def _check(keys: list[list[str]], shapes: list[list[Shape | None]], change: Chan
                 )
 
 
-def follow(change: Change, place: str, value: Mapping[Any, Any]) -> tuple[Any, Followed]:
-    """An optimizer's state for the result of a surgery, and what became of it; None where it is left out."""
+def follow(
+    change: Change, place: str, value: Mapping[Any, Any], others: Mapping[str, Mapping[str, TensorRef]]
+) -> tuple[Any, Followed]:
+    """An optimizer's state for the result of a surgery, and what became of it; None where it is left out.
+
+    `others` are state dicts of other networks in the file, by their places: one of theirs stays as it is.
+    """
+    theirs = next((name for name, tensors in others.items() if may_be_of(value, tensors)), None)
     try:
         before = known(change, value)
+        if theirs is not None and before.naming is None:
+            raise Undecided(f"it may as well be about the state dict at {theirs!r}")
+        if change.unnumbered and not before.by_name:
+            raise Undecided(change.unnumbered)
         after = grouping.grouped(change, before.groups, before.options)
     except Undecided as error:
+        if theirs is not None and (isinstance(error, Strange) or _is_named(value)):
+            note = f"it is about the state dict at {theirs!r}, and is kept as it was"
+            return value, Followed(place, "optimizer", notes=(note,), kept=True)
         return None, Followed(place, "optimizer", left=str(error))
     carried = carry(change, before)
     ids = _numbered(after, before)
@@ -123,6 +169,13 @@ def follow(change: Change, place: str, value: Mapping[Any, Any]) -> tuple[Any, F
     exact = tuple(key for key in ids if key in carried.states)
     report = Followed(place, "optimizer", exact, carried.reset, after.fresh, tuple(notes))
     return OrderedDict(made) if isinstance(value, OrderedDict) else made, report
+
+
+def _is_named(value: Mapping[Any, Any]) -> bool:
+    try:
+        return _names(value["param_groups"], _ids(value["param_groups"])) is not None
+    except Undecided:
+        return False
 
 
 @dataclass(frozen=True)
@@ -153,12 +206,15 @@ def carry(change: Change, before: Known) -> Carried:
             made[key] = old.follow(key, change.formulas[key], keys)
         except Inexact as error:
             reset[key] = str(error)
+    for key in change.made.kept:
+        if any(leaf in before.states for leaf in change.made_of[key]):
+            reset[key] = f"it is kept, though it is no parameter of {change.label}"
     return Carried(made, reset)
 
 
 def _gone(change: Change, before: Known) -> list[str]:
     """States whose parameters are no more."""
-    used = {leaf for key in change.parameters for leaf in change.made_of.get(key, ())}
+    used = {leaf for key in (*change.parameters, *change.made.kept) for leaf in change.made_of.get(key, ())}
     gone = [key for key in before.states if key not in used]
     if not gone:
         return []

@@ -8,6 +8,7 @@ from typing import Any
 
 from ckptsurgeon.optimizer.leaves import Change
 from ckptsurgeon.optimizer.positions import Undecided
+from ckptsurgeon.tensor import TensorRef
 
 _LISTS = ("params", "param_names")
 
@@ -53,7 +54,7 @@ def _one(key: str, homes: Mapping[int, str], options: Sequence[Mapping[str, Any]
         differing = [
             name
             for name in {**options[first], **options[number]}
-            if name not in _LISTS and options[first].get(name) != options[number].get(name)
+            if name not in _LISTS and _differ(options[first].get(name), options[number].get(name))
         ]
         if differing:
             raise Undecided(
@@ -61,6 +62,13 @@ def _one(key: str, homes: Mapping[int, str], options: Sequence[Mapping[str, Any]
                 f"{', '.join(map(str, differing))}"
             )
     return first
+
+
+def _differ(one: Any, other: Any) -> bool:
+    """Whether two options are not the same; a rate may be a tensor of one number."""
+    if isinstance(one, TensorRef) and isinstance(other, TensorRef) and one.numel == other.numel == 1:
+        return one.spec != other.spec or b"".join(one.blocks()) != b"".join(other.blocks())
+    return bool(one != other)
 
 
 def _replaced(change: Change) -> dict[str, tuple[str, ...]]:

@@ -7,14 +7,16 @@ whatever else there is one of for each of them, as a moment of an optimizer or a
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from ckptsurgeon.checkpoint import Checkpoint, Target
+from ckptsurgeon.ops.values import Cast
 from ckptsurgeon.optimizer.naming import prefixes_of
-from ckptsurgeon.plans import Plan
+from ckptsurgeon.plans import Plan, Step
 from ckptsurgeon.sources import Absent, Apply, Fill, Pieces
 from ckptsurgeon.tensor import TensorRef, TensorSpec
 
@@ -48,9 +50,9 @@ def symbols(source: Checkpoint) -> Checkpoint:
 
 
 def leaf_of(ref: TensorRef) -> str | None:
-    """The key of the source that a formula is, in whatever dtype, bounded or shifted; None where more is done."""
+    """The key of the source that a formula is, in whatever dtype; None where more is done to it."""
     inner = ref
-    while isinstance(inner.source, Apply) and inner.source.kernel.slope == 1.0:
+    while isinstance(inner.source, Apply) and isinstance(inner.source.kernel, Cast):
         inner = inner.source.inputs[0]
     source = inner.source
     if isinstance(source, Fill) and isinstance(source.init, Leaf) and inner.shape == ref.shape:
@@ -82,9 +84,8 @@ def _parameters(target: Target) -> tuple[str, ...]:
     return tuple(key for key, entry in target.entries.items() if entry.role != "buffer" and key not in doubles)
 
 
-def _is_ordered(source: Checkpoint) -> bool:
-    """Whether keys come in the order of the model: those who write safetensors and indexes sort them."""
-    return source.origin is None or not ("safetensors" in source.origin.format or "sharded" in source.origin.format)
+def _is_tie(step: Step) -> bool:
+    return step.made_by is not None and step.made_by.operation.name == "tie"
 
 
 @dataclass(frozen=True)
@@ -101,6 +102,11 @@ class Change:
         return cls(made, made.on(symbols(made.source)).result.tensors)
 
     @cached_property
+    def first(self) -> dict[str, str]:
+        """Key of the source that is tied → the first of its tie, by which formulas call it."""
+        return {key: group[0] for group in self.made.source.tied() for key in group}
+
+    @cached_property
     def made_of(self) -> dict[str, tuple[str, ...]]:
         """Key of the result → the keys of the source that it is made of."""
         return {key: leaves(ref) for key, ref in self.formulas.items()}
@@ -110,44 +116,45 @@ class Change:
         """What all keys of the source begin with."""
         return prefixes_of(self.made.source)
 
+    @property
+    def _model(self) -> Target | None:
+        """The target, where it is a model, which knows its parameters."""
+        target = self.made.target
+        return target if target is not None and target.is_model else None
+
+    @property
+    def label(self) -> str:
+        """The target's name, for a sentence."""
+        return self.made.target.label if self.made.target is not None else "the result"
+
     @cached_property
     def candidates(self) -> dict[str, TensorRef]:
         """The keys of the source that may be parameters, in order, each tie once.
 
-        What the file or the target knows to be a buffer is none, nor are whole numbers.
+        What the file knows to be a buffer is none, nor are whole numbers, nor tensors of other checkpoints.
         """
-        source, target, order = self.made.source, self.made.target, self.made.order
+        source, order = self.made.source, self.made.order
         if order is not None:
-            return {key: source[key] for key in _parameters(order) if key in source}
-        doubles = {key for group in source.tied() for key in group[1:]}
-        known = any(ref.role == "parameter" for ref in source.values())
-        buffers = set[str | None]()
-        if target is not None and target.is_model:
-            buffers = {
-                leaf_of(self.formulas[key])
-                for key, entry in target.entries.items()
-                if entry.role == "buffer" and key in self.formulas
-            }
+            named = [self.first.get(key, key) for key in _parameters(order)]
+            return {key: source[key] for key in named if key in source}
+        strange = tuple(f"{name}." for name in self.made.beside)
         found = {
             key: ref
             for key, ref in source.items()
             if ref.dtype.kind in ("float", "complex")
             and ref.role != "buffer"
-            and not (known and ref.role != "parameter")
-            and key not in doubles
-            and key not in buffers
+            and self.first.get(key, key) == key
+            and not key.startswith(strange)
         }
-        if self._as_target(found):
-            assert target is not None
-            return {key: found[key] for key in _parameters(target) if key in found}
+        if self._model is not None and self._as_target(found):
+            return {key: found[key] for key in _parameters(self._model) if key in found}
         return found
 
     def _as_target(self, found: Mapping[str, TensorRef]) -> bool:
         """Whether the names are those of the target, whose order then is the right one for keys that are sorted."""
-        target = self.made.target
-        if _is_ordered(self.made.source) or target is None or not target.is_model:
+        if self.made.source.in_order or self._model is None:
             return False
-        return set(found) <= {key for key, entry in target.entries.items() if entry.role == "parameter"}
+        return set(found) <= {key for key, entry in self._model.entries.items() if entry.role == "parameter"}
 
     @property
     def unordered(self) -> str | None:
@@ -155,27 +162,58 @@ class Change:
         if (order := self.made.order) is not None:
             lacking = [key for key in _parameters(order) if key not in self.made.source]
             return f"{order.label} (--order) has {lacking[0]!r}, and the checkpoint not" if lacking else None
-        if _is_ordered(self.made.source) or self._as_target(self.candidates):
+        if self.made.source.in_order or self._as_target(self.candidates):
             return None
         return (
             "it counts its parameters, and the checkpoint's keys are sorted, not in the model's order; "
             "--order names the model that it was made for"
         )
 
+    def buffer(self, keys: Iterable[str]) -> str | None:
+        """The first of some keys of the source that the target has as a buffer."""
+        taken = set(keys)
+        for key, entry in self._model.entries.items() if self._model is not None else ():
+            if entry.role == "buffer" and key in self.formulas and (leaf := leaf_of(self.formulas[key])) in taken:
+                return leaf
+        return None
+
     @cached_property
     def parameters(self) -> tuple[str, ...]:
         """The parameters that the result is for, in the order of `model.parameters()`, each tie once: the target's,
         else those made of parameters, and those that are new."""
-        target = self.made.target
-        if target is not None and target.is_model:
-            return _parameters(target)
+        if self._model is not None:
+            there = {group[0]: [key for key in group if key in self.formulas] for group in self._model.ties}
+            return tuple((there.get(key) or [key])[0] for key in _parameters(self._model))
         tied = Checkpoint(self.formulas).tied()
         doubles = {key for group in tied for key in group[1:]}
         found = [key for key in self.formulas if key not in doubles and self._may_train(key)]
-        if self.made.order is not None:
+        if not self._target_in_order:
             places = {key: place for place, key in enumerate(self.candidates)}
-            found.sort(key=lambda key: min((places.get(leaf, len(places)) for leaf in self.made_of[key]), default=0))
+            found.sort(
+                key=lambda key: min((places.get(leaf, len(places)) for leaf in self.made_of[key]), default=len(places))
+            )
         return tuple(found)
+
+    @property
+    def _target_in_order(self) -> bool:
+        """Whether a checkpoint that is the target says the order of parameters."""
+        return self.made.target is not None and self.made.target.in_order
+
+    @property
+    def unnumbered(self) -> str | None:
+        """Why the order of the parameters in the new model is not known; None where it is: a model or a file says it,
+        or they are the same ones as before."""
+        if self._model is not None or self._target_in_order:
+            return None
+        places = {key: place for place, key in enumerate(self.candidates)}
+        known = [self.made_of[key] for key in self.parameters]
+        order = [places.get(keys[0], -1) if len(keys) == 1 else -1 for keys in known]
+        made = set(self.parameters)
+        before = [key for key in self.candidates if key in made]
+        after = [key for key in self.parameters if key in places]
+        if -1 in order or any(a >= b for a, b in pairwise(order)) or before != after:
+            return "in which order the new model has its parameters is not known: name it with --to MODEL"
+        return None
 
     def _may_train(self, key: str) -> bool:
         made_of = self.made_of[key]
@@ -196,17 +234,44 @@ class Change:
         """Parameters of the result which were one with others, or are now: their own share of what training knows is
         not known.  Each with the reason."""
         found: dict[str, str] = {}
-        target = self.made.target
-        for group in target.ties if target is not None and target.is_model else ():
+        for group in self._model.ties if self._model is not None else ():
             there = [key for key in group if key in self.formulas]
             if len({self.formulas[key].source for key in there}) > 1:
-                found[group[0]] = f"{target.label if target else ''} ties it with {there[-1]!r}, which it was not"
-        users: dict[str, list[str]] = {}
+                found[there[0]] = f"{self.label} ties it with {there[-1]!r}, which it was not"
+        users: dict[str, dict[str, frozenset[str]]] = {}
         for key in self.parameters:
-            leaf = leaf_of(self.formulas[key]) if key in self.formulas else None
-            if leaf is not None:
-                users.setdefault(leaf, []).append(key)
+            for leaf in self.made_of.get(key, ()):
+                users.setdefault(leaf, {})[key] = self._names_of.get(key, frozenset())
         for leaf, keys in users.items():
-            if len(keys) > 1:
-                found |= dict.fromkeys(keys, f"{' and '.join(map(repr, keys[:3]))} were one parameter, {leaf!r}")
+            if len(set(keys.values())) > 1 and self._are_several(leaf, keys.values()):
+                names = " and ".join(map(repr, list(keys)[:3]))
+                found |= dict.fromkeys(keys, f"{names} were one parameter, {leaf!r}")
         return found
+
+    def _are_several(self, leaf: str, names: Iterable[frozenset[str]]) -> bool:
+        """Whether a tensor of the source has gone into its parts under several names, by a tie, and not by cuts."""
+        tied = {key for key, first in self.first.items() if first == leaf} | {leaf}
+        own = [frozenset(name for name in one if name.partition("\0")[0] in tied) for one in names]
+        return len(set(own)) > 1
+
+    @cached_property
+    def _names_of(self) -> dict[str, frozenset[str]]:
+        """Key of the result → the keys of the source that it was called by, those of a tie apart; a name that `tie`
+        gave is another one.  Only made where there is any tie."""
+        steps = self.made.steps
+        if not self.first and not any(map(_is_tie, steps)):
+            return {}
+        names = {key: frozenset((key,)) for key in self.made.source}
+        for number, step in enumerate(steps):
+            new: dict[str, frozenset[str]] = {}
+            for inputs, outputs in step.edges:
+                taken = frozenset[str]().union(*(names.get(name, frozenset()) for name in inputs))
+                if _is_tie(step):
+                    taken = frozenset(f"{name}\0{number}" for name in taken)
+                new.update(dict.fromkeys(outputs, taken))
+            if not step.keeps:
+                for inputs, _ in step.edges:
+                    for name in inputs:
+                        names.pop(name, None)
+            names.update(new)
+        return names

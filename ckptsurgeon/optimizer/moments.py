@@ -9,15 +9,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from math import inf
 
 from ckptsurgeon.ops import Initial, making, reshaped
-from ckptsurgeon.ops._views import Contiguous, Duplicate, Slice, duplicated, sliced
+from ckptsurgeon.ops._views import Contiguous, Duplicate, Slice, Take, duplicated, sliced
 from ckptsurgeon.ops.values import Arithmetic, Cast
 from ckptsurgeon.optimizer.leaves import Leaf
 from ckptsurgeon.planner import Overlap
 from ckptsurgeon.sources import Apply, Fill, Kernel, Pieces
 from ckptsurgeon.tensor import Rows, TensorRef, TensorSpec
 
+MAGNITUDES = frozenset(("exp_inf", "step_size"))
+"""Entries that are never negative, whatever sign a weight gets."""
 DEGREES = {
     "exp_avg": 1,
     "exp_avg_sq": 2,
@@ -39,6 +42,10 @@ WEIGHTS = frozenset(("ax", "slow_buffer", "lookahead_slow_buff", "x0"))
 """Entries that are weights themselves: averages of ASGD, Lookahead and MADGRAD."""
 
 
+_LEAST = 1e-30
+"""A factor by which a float32 is still a number, and one by it too."""
+
+
 class Inexact(Exception):
     """A short cause why a formula cannot be followed exactly."""
 
@@ -48,13 +55,13 @@ class Follower:
     """Carries one entry through formulas.
 
     `of` gives it for a key of the source, or raises Inexact; `values` tells that it is a weight, to which is done
-    what is done to the weights.  `degree` is the power of the gradient (None: not known), `fresh` what it begins with
-    where that is as good as new (None: it is not).
+    what is done to the weights.  `factor` is what it is multiplied by where the weight is multiplied by a number (None:
+    not known), `fresh` what it begins with where that is as good as new (None: it is not).
     """
 
     of: Callable[[str], TensorRef]
     values: bool = False
-    degree: int | None = None
+    factor: Callable[[float], float] | None = None
     fresh: float | None = None
 
     def follow(self, formula: TensorRef) -> TensorRef:
@@ -63,7 +70,10 @@ class Follower:
 
     def _made(self, ref: TensorRef, known: dict[int, TensorRef]) -> TensorRef:
         if id(ref) not in known:
-            known[id(ref)] = self._one(ref, known)
+            made = self._one(ref, known)
+            if made.shape != ref.shape:
+                raise AssertionError(f"what follows a tensor of {ref.shape} is {made.shape}")
+            known[id(ref)] = made
         return known[id(ref)]
 
     def _one(self, ref: TensorRef, known: dict[int, TensorRef]) -> TensorRef:
@@ -74,7 +84,7 @@ class Follower:
             parts = self._alike([self._made(part, known) for part in source.parts], source.parts)
             return TensorRef(TensorSpec(parts[0].dtype, ref.shape), Pieces(parts))
         if isinstance(source, Apply):
-            if isinstance(source.kernel, Duplicate) and not self.values:
+            if not self.values and _repeats(source.kernel):
                 raise Inexact("it is a copy of another one")
             return self._applied(ref, source, known)
         if self.values or not ref.numel:
@@ -95,13 +105,19 @@ class Follower:
         return _again(kernel, inputs, ref, source.inputs)
 
     def _scaled(self, ref: TensorRef, slope: float) -> TensorRef:
-        if slope == 1.0 or self.degree == 0:
+        if slope == 1.0:
             return ref
-        if self.degree is None:
+        if self.factor is None:
             raise Inexact(f"the weight is multiplied by {slope}, and what this entry is, is not known")
         if not slope:
             raise Inexact("the weight is multiplied by 0")
-        return TensorRef(ref.spec, Apply(Arithmetic("mul", (slope**-self.degree,)), (ref,)), ref.stored)
+        try:
+            factor = self.factor(slope)
+        except OverflowError:
+            factor = inf
+        if not _LEAST < abs(factor) < 1 / _LEAST:
+            raise Inexact(f"the weight is multiplied by {slope}, and by what this entry would be is more than it holds")
+        return ref if factor == 1.0 else TensorRef(ref.spec, Apply(Arithmetic("mul", (factor,)), (ref,)), ref.stored)
 
     def _new(self, ref: TensorRef) -> TensorRef:
         if self.fresh is None:
@@ -111,6 +127,8 @@ class Follower:
     def _alike(self, refs: list[TensorRef], of: tuple[TensorRef, ...]) -> tuple[TensorRef, ...]:
         """Parts of one tensor, of one dtype: what is new takes that of the others."""
         new = [isinstance(part.source, Fill) and not isinstance(part.source.init, Leaf) for part in of]
+        if len({part.dtype for part in of}) > 1:  # the kernel takes several
+            return tuple(refs)
         dtypes = {ref.dtype for ref, fresh in zip(refs, new, strict=True) if not fresh}
         if len(dtypes) > 1:
             raise Inexact(f"its parts are of several dtypes ({', '.join(sorted(dtype.name for dtype in dtypes))})")
@@ -121,12 +139,37 @@ class Follower:
         )
 
 
+def shifts(formula: TensorRef) -> bool:
+    """Whether somewhere in a formula a number is added, or values are bounded."""
+    todo, seen = [formula], set[int]()
+    while todo:
+        ref = todo.pop()
+        if id(ref) in seen:
+            continue
+        seen.add(id(ref))
+        if isinstance(ref.source, Apply):
+            if isinstance(ref.source.kernel, Arithmetic) and ref.source.kernel.slope == 1.0:
+                return True
+            todo += ref.source.inputs
+        elif isinstance(ref.source, Pieces):
+            todo += ref.source.parts
+    return False
+
+
+def _repeats(kernel: Kernel) -> bool:
+    """Whether a kernel gives some elements twice, which one gradient is not about."""
+    return isinstance(kernel, Duplicate) or (
+        isinstance(kernel, Take) and len(set(kernel.indices)) < len(kernel.indices)
+    )
+
+
 def _again(kernel: Kernel, inputs: tuple[TensorRef, ...], ref: TensorRef, old: tuple[TensorRef, ...]) -> TensorRef:
     """A kernel on other inputs, as arithmetic on extents where that is possible."""
     if isinstance(kernel, Contiguous):
         return reshaped(inputs[0], ref.shape)
     if isinstance(kernel, Slice):
-        return sliced(inputs[0], kernel.ranges)
+        sizes = zip(kernel.ranges, ref.shape, strict=True)  # of some rows alone it is given fewer
+        return sliced(inputs[0], tuple((at, size, step) for (at, _, step), size in sizes))
     if isinstance(kernel, Rows):
         part = inputs[0].rows(kernel.begin, kernel.end)
         if part is not None:

@@ -17,20 +17,24 @@ _MOST_ROUNDS = 100
 
 
 class Undecided(Exception):
-    """A short cause why positions cannot be told from one another, or fit no model at all."""
+    """A short cause why positions cannot be told from one another."""
+
+
+class Strange(Undecided):
+    """A short cause why positions are about no parameters of these at all."""
 
 
 def assigned(groups: Sequence[Sequence[Shape | None]], keys: Mapping[str, Shape]) -> list[list[str]]:
     """The key of each position of each group; a shape of None is not known, and may be any.
 
-    Raises Undecided where there is no such assignment in order, or more than one.
+    Raises Strange where there is no such assignment in order, Undecided where there is more than one.
 
     >>> assigned([[(2, 3)], [(2,), None]], {"a.weight": (2, 3), "a.bias": (2,), "b.bias": (4,)})
     [['a.weight'], ['a.bias', 'b.bias']]
     """
     count = sum(map(len, groups))
     if count > len(keys):
-        raise Undecided(f"it has {count} parameters, and the checkpoint {len(keys)}")
+        raise Strange(f"it has {count} parameters, and the checkpoint {len(keys)}")
     if len(groups) == 1 and count == len(keys):
         _check(groups[0], keys)
         return [list(keys)]
@@ -45,7 +49,7 @@ def assigned(groups: Sequence[Sequence[Shape | None]], keys: Mapping[str, Shape]
 def _check(shapes: Sequence[Shape | None], keys: Mapping[str, Shape]) -> None:
     for position, (shape, (key, want)) in enumerate(zip(shapes, keys.items(), strict=True)):
         if shape is not None and shape != want:
-            raise Undecided(
+            raise Strange(
                 f"its state of parameter {position} is {list(shape)}, and {key!r} is {list(want)}: it is the state of "
                 "another model, or of one whose parameters have another order"
             )
@@ -97,14 +101,14 @@ class _Search:
         for at in range(bisect_left(places, least), len(places)):
             if self.taken.get(places[at], who) == who:
                 return places[at]
-        raise Undecided(self._none(shape, who))
+        raise Strange(self._none(shape, who))
 
     def _last(self, shape: Shape | None, most: int, who: tuple[int, int]) -> int:
         places = self.places.get(shape, [])
         for at in range(bisect_right(places, most) - 1, -1, -1):
             if self.taken.get(places[at], who) == who:
                 return places[at]
-        raise Undecided(self._none(shape, who))
+        raise Strange(self._none(shape, who))
 
     def _none(self, shape: Shape | None, who: tuple[int, int]) -> str:
         position = sum(map(len, self.groups[: who[0]])) + who[1]

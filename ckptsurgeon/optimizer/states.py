@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import copysign
 from typing import Any
 
 from ckptsurgeon.dtypes import DTYPES
 from ckptsurgeon.ops import Initial, making
 from ckptsurgeon.ops._views import duplicated
 from ckptsurgeon.optimizer.leaves import leaf_of
-from ckptsurgeon.optimizer.moments import DEGREES, WEIGHTS, Follower, Inexact
+from ckptsurgeon.optimizer.moments import DEGREES, MAGNITUDES, WEIGHTS, Follower, Inexact, shifts
 from ckptsurgeon.optimizer.positions import Shape
 from ckptsurgeon.sources import Inline
 from ckptsurgeon.tensor import TensorRef, TensorSpec
@@ -18,6 +19,9 @@ from ckptsurgeon.tensor import TensorRef, TensorSpec
 State = Mapping[str, Any]
 _FACTORS = (("row_var", "col_var"), ("exp_avg_sq_row", "exp_avg_sq_col"))
 """The two factors of a second moment, in torch's Adafactor and in that of transformers."""
+_FACTORED = frozenset(name for pair in _FACTORS for name in pair)
+_OF_VECTORS = frozenset(("variance", "RMS"))
+"""Entries that tell an Adafactor which did not factor, since its parameter was a vector."""
 _EIGHT_BIT = ("state1", "state2", "absmax1", "qmap1")
 _WHOLE = frozenset(("func_evals", "n_iter", "old_dirs", "old_stps", "prev_flat_grad"))
 """Entries of LBFGS, whose one state is about all parameters together."""
@@ -58,14 +62,12 @@ class States:
         """The state of a parameter of the result, made of those of `keys`; Inexact where nothing exact is."""
         leaf = leaf_of(formula)
         if leaf is not None:
-            state = self.of[leaf]
-            return {
-                name: self._weight(name, formula) if name in WEIGHTS else self._once(value, key)
-                for name, value in state.items()
-            }
+            return {name: self._once(value, key) for name, value in self.of[leaf].items()}
         names = self._names(keys)
         if any(name in _EIGHT_BIT for name in names):
             raise Inexact("its state is of 8 bits, which no change of shape or value keeps")
+        if any(name in _FACTORED for name in names) or (_OF_VECTORS & set(names) and len(formula.shape) > 1):
+            raise Inexact("its state is factored, which no change of shape or value keeps")
         return {name: self._entry(name, key, formula, keys, names) for name in names}
 
     def _names(self, keys: Sequence[str]) -> list[str]:
@@ -83,9 +85,28 @@ class States:
             return self._once(values[0], key)
         if name in WEIGHTS:
             return self._weight(name, formula)
-        degree = _degree(name, names)
-        follower = Follower(lambda leaf: self._moment(leaf, name), degree=degree, fresh=self._fresh(keys[0], names))
+        if name not in DEGREES and shifts(formula):
+            raise Inexact(f"the weight is shifted or bounded, and what {name!r} is, is not known")
+        factor = self._factor(name, names, keys[0])
+        follower = Follower(lambda leaf: self._moment(leaf, name), factor=factor, fresh=self._fresh(keys[0], names))
         return follower.follow(formula)
+
+    def _factor(self, name: str, names: Sequence[str], key: str) -> Callable[[float], float] | None:
+        """By what an entry is multiplied where its weight is multiplied by a number; None where it is not known."""
+        if name not in DEGREES:
+            return None
+        options = self.options[key]
+
+        def factor(slope: float) -> float:
+            if options.get("weight_decay") and not options.get("decoupled_weight_decay"):
+                raise Inexact("the weight is multiplied, and its decay is a part of the gradient that was gathered")
+            if options.get("initial_accumulator_value"):
+                raise Inexact("the weight is multiplied, and what was gathered began with a number of its own")
+            if name == "momentum_buffer" and "square_avg" in names:  # RMSprop divides by the root before it adds up
+                return copysign(1.0, slope)
+            return float((abs(slope) if name in MAGNITUDES else slope) ** -DEGREES[name])
+
+        return factor
 
     def _is_moment(self, name: str, keys: Sequence[str], values: list[Any]) -> bool:
         """Whether an entry has the parameter's shape; Inexact where it has some other."""
@@ -102,7 +123,7 @@ class States:
             return True
         if all(value.numel <= 1 for value in values) and not known:
             return False
-        raise Inexact(f"{name!r} has not the parameter's shape (a factored state)")
+        raise Inexact(f"{name!r} has not the parameter's shape")
 
     def _moment(self, leaf: str, name: str) -> TensorRef:
         found = self.of[leaf][name]
@@ -156,13 +177,6 @@ def fresh(options: Mapping[str, Any], key: str, spec: TensorSpec) -> dict[str, A
 
 def _number(value: Any) -> float | None:
     return float(value) if isinstance(value, int | float) else None
-
-
-def _degree(name: str, names: Sequence[str]) -> int | None:
-    """The power of the gradient that an entry goes with; RMSprop divides by its root before it adds up."""
-    if name == "momentum_buffer" and "square_avg" in names:
-        return 0
-    return DEGREES.get(name)
 
 
 def _comparable(value: Any) -> Any:

@@ -40,4 +40,5 @@ def target(ckpt: Checkpoint) -> Target:
         initial=_OwnValues(ckpt),
         tensors=ckpt.tensors,
         remarks=ckpt.remarks,
+        in_order=ckpt.in_order,
     )

@@ -131,7 +131,7 @@ def remap(
     if in_place and given:
         raise UsageError(f"--in-place writes no other file, and {given[0]} is about one; leave one of them away")
     files = optimizers(optimizer, strict_extras and not keep_extras)
-    companions.check(files, output, force or dry_run)
+    companions.check(files, (str(source), output), force or dry_run)
     rules = rules_of(recipe, rule, variables, config)
     how: surgery.PlanOptions = {
         "unexpected": None if unexpected is None else unexpected.value,
@@ -176,7 +176,8 @@ def remap(
     if plan.ok and not dry_run and changes is not None:
         written = surgery.carry_out_in_place(changes)
     elif plan.ok and not dry_run and output is not None:
-        with bar(f"writing {Path(output).name}", sink.shows_progress) as progress:
+        what = f"writing {Path(output).name}"
+        with companions.staged(others, force) as done, bar(what, sink.shows_progress) as progress:
             written = surgery.carry_out(
                 plan,
                 output,
@@ -190,7 +191,7 @@ def remap(
                 digest=digest,
                 progress=progress,
             )
-        written = companions.write_all(written, others, force)
+        written = companions.told(written, done)
     for warning in written.warnings if written is not None else plan.warnings if plan.ok else ():
         sink.note(f"warning: {warning}")
     if plan.ok or dry_run or as_json:
