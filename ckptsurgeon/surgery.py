@@ -198,8 +198,9 @@ def plan(
     `NAME.key`.  What a recipe says of the target and the policies holds where nothing else is given.  With `extras`
     what lies beside the state dict and is about its parameters (optimizer states, averages) goes through the same
     surgery, as `.followed` says; what cannot is left out with a warning, or a problem if `strict_extras`.  An
-    optimizer counts parameters in the order of its model, which is that of the keys, but in safetensors, where they
-    are sorted: there `order` is that model.  The counters of parameters that are joined are read.
+    optimizer counts parameters in the order of its model, which is that of the keys, but where they are sorted, as in
+    safetensors: there `order` is that model.  The order of the new one is that of `to`.  The counters of parameters
+    that are joined are read.
 
     `init` is the scheme by which what is missing begins, and what `overlap` does not copy: one word
     (`kaiming_fan_out`, `xavier_uniform`, `normal:0.02`, `trunc_normal`, `torchvision`, `timm`, `zeros` …), or a table
