@@ -56,7 +56,8 @@ def some_rules(shapes: dict[str, tuple[int, ...]], number: int, rng: random.Rand
 
 @settings(max_examples=60)
 @given(st.integers(0, 1 << 30))
-@example(7)
+@example(526071)
+@example(190767901)
 def test_what_was_as_the_weights_were_is_as_they_are(seed: int) -> None:
     """With momentum and averages that are the weights themselves; what does not follow is named."""
     rng = random.Random(seed)

@@ -184,8 +184,9 @@ class Change:
         if self._model is not None:
             there = {group[0]: [key for key in group if key in self.formulas] for group in self._model.ties}
             return tuple((there.get(key) or [key])[0] for key in _parameters(self._model))
-        tied = Checkpoint(self.formulas).tied()
-        doubles = {key for group in tied for key in group[1:]}
+        made = self.formulas  # of one tensor in two shapes no model makes one parameter
+        tied = Checkpoint(made).tied()
+        doubles = {key for first, *rest in tied for key in rest if made[key].shape == made[first].shape}
         found = [key for key in self.formulas if key not in doubles and self._may_train(key)]
         if not self._target_in_order:
             places = {key: place for place, key in enumerate(self.candidates)}
