@@ -58,7 +58,7 @@ class Scheme:
             return thing
         if isinstance(thing, str):
             thing = _pairs(thing)
-        elif callable(thing):
+        elif (isinstance(thing, int | float) and not isinstance(thing, bool)) or callable(thing):
             thing = {ALL: thing}
         if not isinstance(thing, Mapping) or not thing:
             raise UsageError(f"an initialisation is the name of a scheme, or a table of them by type, not {thing!r}")

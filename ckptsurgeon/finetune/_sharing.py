@@ -108,6 +108,18 @@ def _equal(one: str, other: str, refs: Mapping[str, TensorRef]) -> bool:
         raise
 
 
+def meet(one: View, other: View) -> bool:
+    """Whether two views of one memory have an element in common; of very large ones, whether they may have."""
+    import torch
+
+    base, end = min(one.offset, other.offset), max(one.end, other.end)
+    if one.dtype != other.dtype or _bytes(one.dtype, end - base) > _MOST:
+        return True
+    there = torch.zeros(end - base, dtype=torch.bool)
+    there.as_strided(one.shape, one.strides, one.offset - base).fill_(True)
+    return bool(there.as_strided(other.shape, other.strides, other.offset - base).any())
+
+
 def _disagree(one: View, other: View, refs: Mapping[str, TensorRef]) -> str | None:
     """Why two views of one memory cannot both be loaded; None where they have nothing in common, or the same values."""
     import torch

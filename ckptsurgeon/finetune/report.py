@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from html import escape
 from typing import Any
@@ -111,6 +111,22 @@ class LoadReport:
         )
         raise PlanError([Problem(text, kind="coverage")])
 
+    def check_model(self, shapes: Mapping[str, tuple[int, ...]], label: str, grown: bool = True) -> None:
+        """UsageError where a model whose tensors have these shapes is not the one that was loaded into, or what was
+        loaded was replaced by another shape since; or, unless it may have `grown`, where it has tensors that it had
+        not."""
+        before = self.plan.target.entries if self.plan.target is not None else {}
+        for key in (*self.kept, *self.loaded):
+            want = before[key].spec.shape
+            if key not in shapes and grown:
+                continue  # names are held against the model by those who look them up
+            if shapes.get(key) != want:
+                what = f"has it as {list(shapes[key])}" if key in shapes else "has none"
+                raise UsageError(f"the report is of a model with {key!r} {list(want)}, and {label} {what}")
+        new = None if grown else next((key for key in shapes if key not in before), None)
+        if new is not None:
+            raise UsageError(f"{label} has {new!r}, and the model of the report had none; load into it anew")
+
     def as_dict(self) -> dict[str, Any]:
         """The report as plain data that `json.dumps` takes: the lists of keys, why each was kept, cut or dropped, the
         rules that took wrappers off, warnings, and the coverage of all tensors and of the parameters."""
@@ -128,7 +144,7 @@ class LoadReport:
         }
 
     def __str__(self) -> str:
-        return "\n".join([self._summary(), *(f"  {what}: {text}" for what, text in self._notes())])
+        return "\n".join([self._summary(), *(f"  {what}: {shown(text)}" for what, text in self._notes())])
 
     def _summary(self) -> str:
         total = len(self.loaded) + len(self.kept)
