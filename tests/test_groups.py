@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from typing import Any
 
+import numpy as np
 import pytest
 import pytorch_lightning as lightning
 import timm
@@ -368,6 +369,24 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "not finite": ({"weight_decay": float("nan")}, "weight_decay is a number"),
     "two rates": ({"rules": {"^fc": {"lr": 1, "lr_mult": 2}}}, "the rule '^fc': give lr or lr_mult"),
     "nothing set": ({"rules": {"^fc": {}}}, "the rule '^fc': it sets nothing"),
+    "a slip": (
+        {"rules": {"^fc": {"lr_multi": 10}}},
+        "the rule '^fc': 'lr_multi' is no option that it knows; 'lr_mult' is",
+    ),
+    "another": ({"rules": {"^fc": {"LR": 10}}}, "'LR' is no option that it knows; 'lr' is"),
+    "a third": ({"rules": {"^fc": {"lr": 1, "weight_dacay": 0}}}, "'weight_decay' is"),
+    "a multiplier": ({"rules": {"^fc": {"lr_multiplier": 10}}}, "'lr_mult' is"),
+    "a fallback for nothing": ({"rules": {"^fc": {"fallback": True}}}, "it sets nothing"),
+    "no rate": ({"rules": {"^fc": {"lr": None}}}, "it sets nothing"),
+    "a fallback in words": ({"rules": {"^fc": {"lr": 1, "fallback": "no"}}}, "fallback is True or False, not 'no'"),
+    "a number as a name": ({"rules": {"^fc": {"name": 5}}}, "the name of a group is a text, not 5"),
+    "a number as an option": ({"rules": {"^fc": {5: 5}}}, "an option has a name, not 5"),
+    "a number as a rule": ({"rules": {3: 2}}, "a rule is for a regex, a module class or 'type=NAME', not 3"),
+    "a tuple as a rule": ({"rules": {("a", "b"): 2}}, "a rule is for a regex, a module class or 'type=NAME', not a tu"),
+    "a number for rules": ({"rules": 5}, "rules are a mapping of patterns .* not 5"),
+    "fresh without a multiple": ({"fresh": ["fc.weight"]}, "fresh is a pair"),
+    "a number as fresh": ({"fresh": (5, 10)}, "the fresh 5 is no name of a parameter"),
+    "a number as a type": ({"no_decay": [5]}, "a module type is a class, .* not 5"),
     "params": ({"rules": {"^fc": {"params": []}}}, "params is not for a rule to set"),
     "one name, two rates": (
         {"rules": {"^fc": {"lr_mult": 2, "name": "x"}, "^stem": {"lr_mult": 3, "name": "x"}}},
@@ -508,3 +527,40 @@ def test_lightning_takes_them_and_logs_each_by_its_name() -> None:
     }
     still = {name for name, value in model.state_dict().items() if torch.equal(value, before[name])}
     assert still == {name for name in before if "stem" in name or "norm" in name}
+
+
+def test_two_names_for_one_parameter_are_an_error() -> None:
+    with pytest.raises(cs.PlanError, match="`\\^fc` and `bias` both set name"):
+        cs.param_groups(Net(), 0.1, {"^fc": {"lr_mult": 2, "name": "x"}, "bias": {"weight_decay": 0, "name": "y"}})
+
+
+def test_rules_of_one_name_and_the_same_options_are_one_group() -> None:
+    model = Net()
+    groups = cs.param_groups(model, 0.1, {"^fc": {"lr": 1, "name": "x"}, "^stem": {"lr": 1.0, "name": "x"}})
+    assert [(one["name"], one["lr"], one["param_names"]) for one in groups if one["name"] == "x"] == [
+        ("x", 1.0, ["stem.weight", "fc.weight", "fc.bias"])
+    ]
+    assert_whole(groups, model)
+
+
+def test_whole_numbers_numbers_of_numpy_and_tensors_are_numbers() -> None:
+    for lr, decay in ((1, 0), (np.float32(1), np.int64(0)), (torch.tensor(1.0), torch.tensor(0))):
+        groups = cs.param_groups(Net(), lr, {"^fc": {"weight_decay": 0}}, weight_decay=decay)
+        assert set(rates(groups).values()) == {1.0}
+        assert set(decays(groups).values()) == {0.0}
+        assert all(type(one["lr"]) is float for one in groups)
+
+
+def test_one_type_needs_no_list() -> None:
+    model = Net()
+    assert cs.no_decay(model, "norm") == ("norm.weight", "norm.bias") == cs.no_decay(model, nn.BatchNorm2d)
+    found = decays(cs.param_groups(model, 0.1, weight_decay=0.5, no_decay="norm"))
+    assert {name for name, decay in found.items() if not decay} == {"norm.weight", "norm.bias"}
+    with pytest.raises(cs.UsageError, match="a module type is a class"):
+        cs.no_decay(model, [5])  # type: ignore[list-item]
+
+
+def test_options_of_an_optimizer_are_no_slips() -> None:
+    options = {"betas": (0.9, 0.99), "eps": 1e-6, "lr_decay": 0.1, "decoupled_weight_decay": True, "momentum": 0.9}
+    (_, one) = sorted(cs.param_groups(Net(), 0.1, {"^fc": options}), key=len)
+    assert options.items() <= one.items()

@@ -72,14 +72,8 @@ def _named(label: str) -> Iterator[None]:
 
 
 def _check_shapes(label: str, model: torch.nn.Module) -> None:
-    import torch
-
-    named = (*names.parameters(model).items(), *model.named_buffers())
-    lazy = next((name for name, value in named if torch.nn.parameter.is_lazy(value)), None)
-    if lazy is not None:
-        raise TargetError(
-            f"{label}: {lazy!r} has no shape yet; put a batch through the model first, as lazy layers want"
-        )
+    if (why := _sharing.unsized((*names.parameters(model).items(), *model.named_buffers()))) is not None:
+        raise TargetError(f"{label}: {why}")
 
 
 def _now(found: Sequence[Part]) -> dict[str, torch.Tensor]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ckptsurgeon.errors import UsageError, quoted
-from ckptsurgeon.finetune import _checked
+from ckptsurgeon.finetune import _checked, _sharing
 from ckptsurgeon.finetune._local import is_plain, is_sharded
 from ckptsurgeon.finetune.names import parameters
 from ckptsurgeon.finetune.selecting import Patterns, Slot, by_pattern, slots
@@ -143,7 +143,9 @@ def _meant(
     if kernel_size is not None:
         meant = list(_of_kernel(kernel_size, meant))
     indexes = {slot.index for slot in meant}
-    made = {name: one for index, (name, one) in enumerate(parameters(model).items()) if index in indexes}
+    made = _sharing.sized(
+        {name: one for index, (name, one) in enumerate(parameters(model).items()) if index in indexes}
+    )
     for name, one in made.items():
         if (why := _unbounded(one, bounds)) is not None:
             raise UsageError(f"{name!r} {why}")
@@ -156,8 +158,6 @@ def _unbounded(value: torch.Tensor, bounds: Bounds) -> str | None:
 
     dtype = str(value.dtype).removeprefix("torch.")
     is_float = value.is_floating_point() and value.dtype.itemsize > 1
-    if torch.nn.parameter.is_lazy(value):
-        return "has no shape yet; put a batch through the model first, as lazy layers want it"
     if value.is_meta:
         return "is on the meta device and has no values"
     if not (is_plain(value) or is_sharded(value)):

@@ -66,7 +66,7 @@ class LoadReport:
     @property
     def buffers_kept(self) -> tuple[str, ...]:
         """Those of `kept` that are buffers, such as running statistics."""
-        return tuple(key for key in self.kept if self._role(key) == "buffer")
+        return tuple(key for key in self.kept if self.role(key) == "buffer")
 
     @property
     def coverage(self) -> float:
@@ -82,7 +82,7 @@ class LoadReport:
     @property
     def covered_parameters(self) -> Coverage:
         """The same of the parameters alone."""
-        return self._covered(key for key in (*self.loaded, *self.kept) if self._role(key) == "parameter")
+        return self._covered(key for key in (*self.loaded, *self.kept) if self.role(key) == "parameter")
 
     def _covered(self, keys: Iterable[str]) -> Coverage:
         target, counts = self.plan.target, self.plan.loaded()
@@ -97,7 +97,7 @@ class LoadReport:
 
         Raises UsageError for what is no such share.
         """
-        if isinstance(min_coverage, bool) or not 0 <= min_coverage <= 1:
+        if not isinstance(min_coverage, int | float) or isinstance(min_coverage, bool) or not 0 <= min_coverage <= 1:
             raise UsageError(f"min_coverage is a share from 0 to 1, not {min_coverage!r}")
         found = self.covered
         if found.least >= min_coverage:
@@ -112,11 +112,10 @@ class LoadReport:
         raise PlanError([Problem(text, kind="coverage")])
 
     def check_model(self, shapes: Mapping[str, tuple[int, ...]], label: str, grown: bool = True) -> None:
-        """UsageError where a model whose tensors have these shapes is not the one that was loaded into, or what was
-        loaded was replaced by another shape since; or, unless it may have `grown`, where it has tensors that it had
-        not."""
+        """UsageError where something that was loaded has another shape in a model whose tensors have these; unless it
+        may have `grown`, where any tensor of it has, is gone, or is new."""
         before = self.plan.target.entries if self.plan.target is not None else {}
-        for key in (*self.kept, *self.loaded):
+        for key in self.loaded if grown else (*self.kept, *self.loaded):
             want = before[key].spec.shape
             if key not in shapes and grown:
                 continue  # names are held against the model by those who look them up
@@ -174,7 +173,8 @@ class LoadReport:
         head = f"<p><b>{escape(self._summary())}</b>; {parameters}</p>"
         return f"<div>{head}<table>{''.join(rows)}</table></div>" if rows else f"<div>{head}</div>"
 
-    def _role(self, key: str) -> str:
+    def role(self, key: str) -> str:
+        """Whether a key of the model is a `parameter` or a `buffer`."""
         assert self.plan.target is not None
         return self.plan.target.entries[key].role
 
