@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from ckptsurgeon import charges
 from ckptsurgeon.errors import InputError, UsageError
+from ckptsurgeon.kinds import NORM_STATISTICS, OwnerKind
 from ckptsurgeon.provenance import Derivation, Provenance
 from ckptsurgeon.sources import Apply, Extent, Fill, Pieces, Source
 from ckptsurgeon.tensor import Role, TensorRef, TensorSpec, printable
@@ -103,6 +104,15 @@ class Checkpoint(Mapping[str, TensorRef]):
         """The bytes of all tensors, each counted in full; no disk is touched."""
         return sum(ref.nbytes for ref in self.tensors.values())
 
+    @property
+    def in_order(self) -> bool:
+        """Whether the keys may stand in the order of a model's parameters: safetensors and sharded sets are written in
+        another, and a dict whose keys are sorted, without the versions that torch saves, may have been as well."""
+        if self.origin is not None and any(word in self.origin.format for word in ("safetensors", "sharded")):
+            return False
+        keys = list(self.tensors)
+        return bool(self.versions) or keys != sorted(keys)
+
     def tied(self) -> tuple[tuple[str, ...], ...]:
         """The groups of keys that share one storage, in order."""
         if _in_order(self.tensors.values()):
@@ -167,12 +177,14 @@ class Checkpoint(Mapping[str, TensorRef]):
 
 @dataclass(frozen=True, slots=True)
 class TargetEntry:
-    """One key of a target: its spec, whether a model trains it (`tensor`: not known), and the
-    type of the module that owns it ("" when not known)."""
+    """One key of a target: its spec, whether a model trains it (`tensor`: not known), the type of the module that owns
+    it ("" when not known), and what that is by its type and those it is made from ("" for no norm, embedding or
+    PReLU)."""
 
     spec: TensorSpec
     role: Role = "tensor"
     module: str = ""
+    kind: OwnerKind = ""
 
 
 def buffer_words(key: str, role: Role, module: str) -> str:
@@ -186,12 +198,12 @@ def buffer_words(key: str, role: Role, module: str) -> str:
     if role == "parameter":
         return ""
     name = key.rpartition(".")[2]
-    if name in ("running_mean", "running_var"):
+    if name not in NORM_STATISTICS:
+        return "buffer" if role == "buffer" else ""
+    if name != "num_batches_tracked":
         article = "an" if module[:1] in tuple("AEIOU") else "a"
         return f"buffer: running statistics of {article} {module or 'norm'}"
-    if name == "num_batches_tracked":
-        return "buffer: a count of batches"
-    return "buffer" if role == "buffer" else ""
+    return "buffer: a count of batches"
 
 
 class InitialValues(Protocol):

@@ -16,6 +16,7 @@ import transformers
 from helpers import assert_same_tensor, assert_same_tensors
 from models import Net, Tied
 from resnet18 import telling
+from safetensors.torch import save_file
 from torch import nn
 
 import ckptsurgeon as cs
@@ -92,6 +93,24 @@ def test_s11_of_a_file_buffers_are_left_out_by_their_names_and_ties_are_there_on
     limited = ckpt("ls", "--params", "a.pth", "--match", "fc", "--limit", "1")
     assert limited.out.splitlines()[1].split()[:2] == ["60", "fc.weight"]
     assert "… and 1 more parameter (--limit)" in limited.out
+
+
+def test_s11_a_file_in_an_order_of_its_own_tells_no_index(ckpt: Any) -> None:
+    """Neither safetensors, nor shards, nor a dict whose keys are sorted have the order of the model."""
+    model = torchvision.models.resnet18()
+    save_file(model.state_dict(), "a.safetensors")
+    torch.save(dict(sorted((name, value.detach()) for name, value in model.named_parameters())), "a.pth")
+    cs.save(cs.open("a.pth"), "shards", shard_size=20_000_000)
+    for path in ("a.safetensors", "a.pth", "shards"):
+        found = ckpt("ls", "--params", path, "--json").json["parameters"]
+        assert sorted(row["key"] for row in found) == sorted(name for name, _ in model.named_parameters())
+        assert {row["index"] for row in found} == {None}
+        text = ckpt("ls", "--params", path, "--match", "^fc").out
+        assert text.splitlines()[1].split()[:2] in (["–", "fc.bias"], ["–", "fc.weight"])
+        assert "the model's is not known; `ckpt ls --params MODEL` tells the index" in text
+        assert "the index is that of model.parameters()" not in text
+    torch.save({name: value.detach() for name, value in model.named_parameters()}, "b.pth")
+    assert [row["index"] for row in ckpt("ls", "--params", "b.pth", "--json").json["parameters"]] == list(range(62))
 
 
 def test_s12_by_name_by_child_and_by_module() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from torch import nn
 from transformers.trainer_pt_utils import get_parameter_names
 
 import ckptsurgeon as cs
+from ckptsurgeon import targets
 from ckptsurgeon.finetune.depth import depths, head_of
 
 
@@ -185,6 +187,50 @@ def test_s15_what_decays_is_what_the_trainer_of_transformers_says() -> None:
     for model in models:
         decaying = set(get_parameter_names(model, [nn.LayerNorm], patterns))
         assert set(cs.no_decay(model)) == {name for name, _ in model.named_parameters()} - decaying
+
+
+NORMS = """
+from torch import nn
+class Act(nn.BatchNorm2d):
+    pass
+class Table(nn.Embedding):
+    pass
+class Made(nn.Sequential):
+    def __init__(self):
+        super().__init__(nn.Conv2d(3, 4, 1), Act(4), Table(5, 4), nn.PReLU(4))
+"""
+
+
+def test_s15_a_class_that_is_made_from_a_norm_is_one_in_headers_and_in_files_as_well(ckpt: Any) -> None:
+    """Whatever it is called: for no_decay, for schemes and in what the command line lists, from the cache or not."""
+    Path("made.py").write_text(NORMS)
+    model = targets.built("made.py:Made").to_empty(device="cpu")
+    want = ("0.bias", "1.weight", "1.bias", "3.weight")
+    assert cs.no_decay(model) == want == cs.no_decay(cs.target_of(model)) == cs.no_decay(cs.target_of("made.py:Made"))
+    for _ in range(2):
+        rows = ckpt("ls", "--params", "made.py:Made", "--json").json["parameters"]
+        assert {row["key"]: row["kinds"] for row in rows} == {
+            "0.weight": [], "0.bias": ["bias"], "1.weight": ["norm"], "1.bias": ["norm", "bias"],
+            "2.weight": ["embedding"], "3.weight": ["prelu"],
+        }  # fmt: skip
+    torch.save({"0.bias": torch.ones(4)}, "a.pth")
+    done = cs.init_missing(model, cs.load_into(model, "a.pth", missing="init"), "kaiming_fan_out")
+    assert done.made["1.weight"] == "ones"
+    assert done.made["2.weight"] == "normal:0.02"
+    to = ("--to", "made.py:Made", "--missing", "init", "--init", "kaiming_fan_out")
+    assert ckpt("remap", "a.pth", "-o", "b.pth", *to).code == 0
+    for key, value in torch.load("b.pth").items():
+        assert_same_tensor(value, model.state_dict()[key], key)
+
+
+def test_a_type_that_a_header_does_not_have_is_an_error() -> None:
+    target = cs.target_of(Face())
+    assert cs.no_decay(target, ["GroupNorm"]) == ("input.1.weight", "input.1.bias")
+    assert cs.no_decay(target, "embedding") == ()
+    with pytest.raises(cs.UsageError, match="in modules of the type GropNorm; the nearest types in it are GroupNorm"):
+        cs.no_decay(target, ["GropNorm"])
+    with pytest.raises(cs.UsageError, match="a header knows the names of classes alone; give 'GroupNorm'"):
+        cs.no_decay(target, nn.GroupNorm)
 
 
 def test_no_decay_may_name_other_types_and_rules_may_set_it() -> None:

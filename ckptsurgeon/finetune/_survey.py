@@ -34,7 +34,7 @@ class Survey:
 def look(model: torch.nn.Module, parts: Sequence[Part]) -> Survey:
     """Look at every part once.  TargetError where the model's own code fails."""
     label = f"the {type(names.peeled(model)).__name__}"
-    owners = {name: type(module).__name__ for name, module in names.modules(model)}
+    owners = {name: modules.types(module) for name, module in names.modules(model)}
     _check_shapes(label, model)
     known = _known(model)
     entries: dict[str, TargetEntry] = {}

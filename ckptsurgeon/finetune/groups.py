@@ -14,7 +14,7 @@ from ckptsurgeon.finetune._checked import rate
 from ckptsurgeon.finetune.grouped import Group, Groups
 from ckptsurgeon.finetune.grouprules import GroupRule, Rules, check_overlaps, read, settled
 from ckptsurgeon.finetune.report import LoadReport
-from ckptsurgeon.finetune.selecting import Slot, Type, by_type, is_of, loaded_whole, named, slots, types
+from ckptsurgeon.finetune.selecting import Slot, Type, by_type, is_of, loaded_whole, named, no_type, slots, types
 
 if TYPE_CHECKING:
     import torch
@@ -123,21 +123,31 @@ class _Place:
 def no_decay(model: torch.nn.Module | Target, of: Type | Iterable[Type] = NO_DECAY) -> tuple[str, ...]:
     """The names of the parameters that usually do not decay: of norms and PReLU, and biases, told by module type.
 
-    `of` are classes, class names or kinds.  A `Target` (`cs.target_of("timm:resnet50")`) tells as much by its header as
-    the model itself, where `of` are kinds or names.
+    `of` are classes, class names or kinds, or one of them.  A `Target` (`cs.target_of("timm:resnet50")`) tells as much
+    by its header as the model itself, where `of` are kinds, or names of the classes that own parameters.  Raises
+    UsageError for a class that is not there.
     """
     wanted = types(of)
     if not isinstance(model, Target):
         found = [slot for slot in slots(_checked.model(model, "no_decay")) if not slot.is_statistics]
         spared = _spared(found, wanted)
         return tuple(name for index, name in enumerate(names.parameters(model)) if index in spared)
-    doubled = {name for tie in model.ties for name in tie[1:]}
+    return _of_header(model, wanted)
+
+
+def _of_header(target: Target, wanted: Sequence[Type]) -> tuple[str, ...]:
+    doubled = {name for tie in target.ties for name in tie[1:]}
+    own = {key: one for key, one in target.entries.items() if one.role != "buffer" and key not in doubled}
+    there = {one.module for one in own.values()}
+    for one in wanted:
+        if not isinstance(one, str):
+            raise UsageError(f"a header knows the names of classes alone; give {one.__name__!r}")
+        if one not in kinds.KINDS and one not in there:
+            raise UsageError(no_type(one, there))
     return tuple(
         key
-        for key, entry in model.entries.items()
-        if entry.role != "buffer"
-        and key not in doubled
-        and any(one == entry.module or one in tuple(kinds.kinds(key, [entry.module])) for one in wanted)
+        for key, entry in own.items()
+        if any(one == entry.module or one in tuple(kinds.of_kind(key, entry.kind)) for one in wanted)
     )
 
 

@@ -164,7 +164,8 @@ def by_type(given: Type | Sequence[Type], found: Sequence[Slot]) -> list[Slot]:
     picked = [{id(slot) for slot in found if is_of(one, slot)} for one in wanted]
     silent = [_type_name(one) for one, some in zip(wanted, picked, strict=True) if not some]
     if silent:
-        raise UsageError("\n".join(_no_type(name, found) for name in silent))
+        there = [type(module).__name__ for slot in found for module in slot.path]
+        raise UsageError("\n".join(no_type(name, there) for name in silent))
     together = set().union(*picked)
     return [slot for slot in found if id(slot) in together]
 
@@ -182,10 +183,11 @@ def _type_name(wanted: Type) -> str:
     return wanted.__name__ if isinstance(wanted, type) else wanted
 
 
-def _no_type(name: str, found: Sequence[Slot]) -> str:
+def no_type(name: str, known: Iterable[str]) -> str:
+    """That the model has no parameters of a type, in words, and which types it knows."""
     from difflib import get_close_matches
 
-    there = list(dict.fromkeys(type(module).__name__ for slot in found for module in slot.path))
+    there = list(dict.fromkeys(known))
     close = get_close_matches(name, there, 3, 0.4) or sorted(there)[:5]
     words = f"the nearest types in it are {', '.join(close)}" if close else "it has no parameters"
     kind = f"; {', '.join(kinds.KINDS)} are words for many types" if name not in kinds.KINDS else ""
