@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter, OrderedDict
 from collections.abc import Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ckptsurgeon import charges
@@ -43,10 +42,6 @@ class Origin:
         return ".".join(str(step) for step in self.select) or "."
 
 
-def _empty() -> Mapping[str, Any]:
-    return MappingProxyType({})
-
-
 def _in_order(refs: Iterable[TensorRef]) -> bool:
     """Whether each tensor begins behind the one before it in its file, so that no two share their bytes."""
     ends: dict[str, int] = {}
@@ -77,9 +72,9 @@ class Checkpoint(Mapping[str, TensorRef]):
     """
 
     tensors: Mapping[str, TensorRef]
-    metadata: Mapping[str, str] = field(default_factory=_empty)
-    versions: Versions = field(default_factory=_empty)
-    extras: Any = field(default_factory=_empty)
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    versions: Versions = field(default_factory=dict)
+    extras: Any = field(default_factory=dict)
     origin: Origin | None = None
     remarks: tuple[str, ...] = ()
     provenance: Provenance | None = None

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html import escape
 from typing import Any
 
 from ckptsurgeon.checkpoint import buffer_words
 from ckptsurgeon.differ import Coverage
 from ckptsurgeon.errors import PlanError, Problem, UsageError, shown
-from ckptsurgeon.plans import Plan
+from ckptsurgeon.plans import Edges, Plan
 
 _NAMED = 5
 """Keys that an error names."""
@@ -25,6 +25,9 @@ class LoadReport:
     `loaded` are the keys that came from the checkpoint, `kept` those that keep the model's own values, `partly`
     those of `loaded` of which only a part came.  `numel_loaded` of `numel` elements came; names that share a tensor
     count each.
+
+    A report does not keep the model alive, and can be pickled, alone or as an attribute of the model.  What comes back
+    then tells the same, but no longer how the plan would be made again, which `cs.load_optimizer` asks.
     """
 
     plan: Plan
@@ -43,10 +46,21 @@ class LoadReport:
             plan,
             tuple(counts),
             tuple(key for key in plan.target.entries if key not in counts),
-            tuple(key for key in counts if key in plan.overlapped),
+            tuple(key for key, count in counts.items() if count < plan.target.entries[key].spec.numel),
             sum(counts.values()),
             plan.target.numel,
         )
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What can be pickled: no functions, but what they would say."""
+        steps = tuple(replace(step, edges=Edges(tuple(step.edges)), made_by=None) for step in self.plan.steps)
+        return {**self.__dict__, "plan": replace(self.plan, steps=steps, on=None)}
+
+    def __copy__(self) -> LoadReport:
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> LoadReport:
+        return self  # nothing of it ever changes
 
     @property
     def dropped(self) -> tuple[str, ...]:
@@ -88,7 +102,7 @@ class LoadReport:
         target, counts = self.plan.target, self.plan.loaded()
         assert target is not None
         names = list(keys)
-        whole = sum(key in counts and key not in self.plan.overlapped for key in names)
+        whole = sum(counts.get(key) == target.entries[key].spec.numel for key in names)
         numel = sum(target.entries[key].spec.numel for key in names)
         return Coverage(whole, len(names), sum(counts.get(key, 0) for key in names), numel)
 
@@ -157,6 +171,9 @@ class LoadReport:
             yield "kept as it was", f"{key} ({self._why_kept(key)})"
         for key in self.partly:
             yield "partly loaded", f"{key} ({self.plan.mismatched[key]})"
+        for key in self.plan.overlapped:
+            if key not in self.partly:
+                yield "cut to fit", f"{key} ({self.plan.mismatched[key]})"
         for key, why in self.plan.dropped.items():
             yield "not used", f"{key} ({why})"
         for warning in self.plan.warnings:

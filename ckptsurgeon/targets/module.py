@@ -137,6 +137,10 @@ class Values:
     nbytes: int
     """The bytes of what `build` makes; 0 where it is there already."""
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the values that were made: they are made again."""
+        return {"label": self.label, "build": self.build, "nbytes": self.nbytes}
+
     @cached_property
     def _built(self) -> dict[int, dict[str, torch.Tensor]]:
         return {}
