@@ -26,6 +26,7 @@ def test_s19_the_weights_of_1x1_convolutions_are_clamped() -> None:
         if name in done.names:
             assert done.changed[name] == int((before[name] < 0).sum()) > 0
     assert str(done).splitlines()[-1] == f"{sum(done.changed.values())} elements of 3 parameters changed"
+    assert done._repr_html_() == f"<pre>{done}</pre>"
     assert set(cs.clamp(model, kernel_size=1, min=0).changed.values()) == {0}
 
 

@@ -231,6 +231,8 @@ def test_a_type_that_a_header_does_not_have_is_an_error() -> None:
         cs.no_decay(target, ["GropNorm"])
     with pytest.raises(cs.UsageError, match="a header knows the names of classes alone; give 'GroupNorm'"):
         cs.no_decay(target, nn.GroupNorm)
+    with pytest.raises(cs.UsageError, match="the checkpoint is a checkpoint; name a model"):
+        cs.no_decay(cs.target_of(cs.Checkpoint({})))
 
 
 def test_no_decay_may_name_other_types_and_rules_may_set_it() -> None:

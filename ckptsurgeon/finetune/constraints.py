@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -37,6 +38,9 @@ class Clamped:
         rows = [("parameter", "elements changed"), *((shown(name), f"{n:,}") for name, n in self.changed.items())]
         total = f"{plural(sum(self.changed.values()), 'element')} of {plural(len(self.changed), 'parameter')} changed"
         return "\n".join([*columns(rows, frozenset({1})), "", total])
+
+    def _repr_html_(self) -> str:
+        return f"<pre>{html.escape(str(self))}</pre>"
 
 
 def clamp(

@@ -136,6 +136,8 @@ def no_decay(model: torch.nn.Module | Target, of: Type | Iterable[Type] = NO_DEC
 
 
 def _of_header(target: Target, wanted: Sequence[Type]) -> tuple[str, ...]:
+    if not target.is_model:
+        raise UsageError(f"norms are told by the types of modules, and {target.label} is a checkpoint; name a model")
     doubled = {name for tie in target.ties for name in tie[1:]}
     own = {key: one for key, one in target.entries.items() if one.role != "buffer" and key not in doubled}
     there = {one.module for one in own.values()}

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     import torch
 
 Shape = tuple[int, ...]
+Groups = Mapping[str, tuple[str, ...]]
+"""Each of the names that share one tensor → all of them."""
 
 
 @dataclass(frozen=True)
@@ -97,12 +99,13 @@ def init_missing(
     target = found.target
     report.check_model({key: entry.spec.shape for key, entry in target.entries.items()}, target.label, grown=False)
     chosen = Scheme.of(scheme).check(target)
-    new = _new(report, target)
+    groups = {key: group for group in target.ties for key in group}
+    new = _new(report, target, groups)
     todo = {key: chosen.choice(key, target.entries[key]) for key in new}
     choices = {key: choice for key, choice in todo.items() if choice is not None}
-    across = _across(choices, report, found)
+    across = _across(choices, report, groups, found)
     made = {key: choice for key, choice in choices.items() if key not in across}
-    left = _left(report, target, {**todo, **dict.fromkeys(across)}) | across
+    left = _left(report, groups, {**todo, **dict.fromkeys(across)}) | across
     _check(made, found)
     _fill(parts, made, new, _Filler(target, dict(names.modules(model)), model, seed))
     partly = {
@@ -132,10 +135,9 @@ def _fill(
                     _put(held.tensors[key], value, new[key])
 
 
-def _across(todo: Mapping[str, Choice], report: LoadReport, found: _survey.Survey) -> dict[str, str]:
+def _across(todo: Mapping[str, Choice], report: LoadReport, groups: Groups, found: _survey.Survey) -> dict[str, str]:
     """What lies over a part of another tensor's memory, so that one cannot be filled without the other, and why."""
-    first = {key: group[0] for group in found.target.ties for key in group}
-    loaded = {first.get(key, key) for key in report.loaded}
+    loaded = {groups[key][0] if key in groups else key for key in report.loaded}
     made: dict[str, str] = {}
     for pair in found.overlaps:
         if any(view.key in todo for view in pair) and _sharing.meet(*pair):
@@ -166,20 +168,16 @@ def _shared(target: Target, key: str, region: Shape) -> int:
     return prod(min(a, b) for a, b in zip(region, target.entries[key].spec.shape, strict=True))
 
 
-def _groups(target: Target) -> dict[str, tuple[str, ...]]:
-    return {key: group for group in target.ties for key in group}
-
-
 def _regions(report: LoadReport) -> dict[str, Shape]:
     """The names of which a part was loaded, with its sizes, from the first element of every dimension."""
     parts = {key: part_of(report.plan.result[key]) for key in report.loaded}
     return {key: part.shape for key, part in parts.items() if part is not None}
 
 
-def _new(report: LoadReport, target: Target) -> dict[str, Shape | None]:
+def _new(report: LoadReport, target: Target, groups: Groups) -> dict[str, Shape | None]:
     """The keys that were not loaded (None), or in part; of names that share one tensor the first, and none where one
     of them was loaded in full."""
-    groups, regions = _groups(target), _regions(report)
+    regions = _regions(report)
     whole = {*report.loaded} - regions.keys()
     known = {*report.loaded, *report.kept}
     made: dict[str, Shape | None] = {}
@@ -192,9 +190,8 @@ def _new(report: LoadReport, target: Target) -> dict[str, Shape | None]:
     return made
 
 
-def _left(report: LoadReport, target: Target, todo: Mapping[str, Choice | None]) -> dict[str, str]:
+def _left(report: LoadReport, groups: Groups, todo: Mapping[str, Choice | None]) -> dict[str, str]:
     """What is left as it was, and why."""
-    groups = _groups(target)
     left = {}
     for key in (*report.kept, *report.partly):
         other = next((name for name in groups.get(key, ()) if name != key), None)
