@@ -68,6 +68,12 @@ class LoadReport:
         return tuple(self.plan.dropped)
 
     @property
+    def cut(self) -> tuple[str, ...]:
+        """Those of `loaded` that came in full, of a larger tensor of the checkpoint."""
+        partly = set(self.partly)
+        return tuple(key for key in self.plan.overlapped if key not in partly)
+
+    @property
     def others(self) -> tuple[str, ...]:
         """The keys of the model's state dict that are no tensors (`get_extra_state`); they are as they were."""
         return self.plan.target.others if self.plan.target is not None else ()
@@ -148,6 +154,7 @@ class LoadReport:
             "kept": {key: self._why_kept(key) for key in self.kept},
             "buffers_kept": list(self.buffers_kept),
             "partly": {key: self.plan.mismatched[key] for key in self.partly},
+            "cut": {key: self.plan.mismatched[key] for key in self.cut},
             "dropped": dict(self.plan.dropped),
             "others": list(self.others),
             "unwrapped": list(self.unwrapped),
@@ -171,9 +178,8 @@ class LoadReport:
             yield "kept as it was", f"{key} ({self._why_kept(key)})"
         for key in self.partly:
             yield "partly loaded", f"{key} ({self.plan.mismatched[key]})"
-        for key in self.plan.overlapped:
-            if key not in self.partly:
-                yield "cut to fit", f"{key} ({self.plan.mismatched[key]})"
+        for key in self.cut:
+            yield "cut to fit", f"{key} ({self.plan.mismatched[key]})"
         for key, why in self.plan.dropped.items():
             yield "not used", f"{key} ({why})"
         for warning in self.plan.warnings:
