@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections import Counter, OrderedDict
 from collections.abc import Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ckptsurgeon import charges
 from ckptsurgeon.errors import InputError, UsageError
+from ckptsurgeon.kinds import NORM_STATISTICS, OwnerKind
 from ckptsurgeon.provenance import Derivation, Provenance
 from ckptsurgeon.sources import Apply, Extent, Fill, Pieces, Source
 from ckptsurgeon.tensor import Role, TensorRef, TensorSpec, printable
@@ -42,10 +42,6 @@ class Origin:
         return ".".join(str(step) for step in self.select) or "."
 
 
-def _empty() -> Mapping[str, Any]:
-    return MappingProxyType({})
-
-
 def _in_order(refs: Iterable[TensorRef]) -> bool:
     """Whether each tensor begins behind the one before it in its file, so that no two share their bytes."""
     ends: dict[str, int] = {}
@@ -76,9 +72,9 @@ class Checkpoint(Mapping[str, TensorRef]):
     """
 
     tensors: Mapping[str, TensorRef]
-    metadata: Mapping[str, str] = field(default_factory=_empty)
-    versions: Versions = field(default_factory=_empty)
-    extras: Any = field(default_factory=_empty)
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    versions: Versions = field(default_factory=dict)
+    extras: Any = field(default_factory=dict)
     origin: Origin | None = None
     remarks: tuple[str, ...] = ()
     provenance: Provenance | None = None
@@ -102,6 +98,15 @@ class Checkpoint(Mapping[str, TensorRef]):
     def nbytes(self) -> int:
         """The bytes of all tensors, each counted in full; no disk is touched."""
         return sum(ref.nbytes for ref in self.tensors.values())
+
+    @property
+    def in_order(self) -> bool:
+        """Whether the keys may stand in the order of a model's parameters: safetensors and sharded sets are written in
+        another, and a dict whose keys are sorted, without the versions that torch saves, may have been as well."""
+        if self.origin is not None and any(word in self.origin.format for word in ("safetensors", "sharded")):
+            return False
+        keys = list(self.tensors)
+        return bool(self.versions) or keys != sorted(keys)
 
     def tied(self) -> tuple[tuple[str, ...], ...]:
         """The groups of keys that share one storage, in order."""
@@ -176,12 +181,14 @@ class Checkpoint(Mapping[str, TensorRef]):
 
 @dataclass(frozen=True, slots=True)
 class TargetEntry:
-    """One key of a target: its spec, whether a model trains it (`tensor`: not known), and the
-    type of the module that owns it ("" when not known)."""
+    """One key of a target: its spec, whether a model trains it (`tensor`: not known), the type of the module that owns
+    it ("" when not known), and what that is by its type and those it is made from ("" for no norm, embedding or
+    PReLU)."""
 
     spec: TensorSpec
     role: Role = "tensor"
     module: str = ""
+    kind: OwnerKind = ""
 
 
 def buffer_words(key: str, role: Role, module: str) -> str:
@@ -195,12 +202,12 @@ def buffer_words(key: str, role: Role, module: str) -> str:
     if role == "parameter":
         return ""
     name = key.rpartition(".")[2]
-    if name in ("running_mean", "running_var"):
+    if name not in NORM_STATISTICS:
+        return "buffer" if role == "buffer" else ""
+    if name != "num_batches_tracked":
         article = "an" if module[:1] in tuple("AEIOU") else "a"
         return f"buffer: running statistics of {article} {module or 'norm'}"
-    if name == "num_batches_tracked":
-        return "buffer: a count of batches"
-    return "buffer" if role == "buffer" else ""
+    return "buffer: a count of batches"
 
 
 class InitialValues(Protocol):

@@ -12,7 +12,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from json.encoder import encode_basestring_ascii
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from ckptsurgeon.dtypes import DTYPES
@@ -62,7 +61,7 @@ class Derivation:
     format: str = ""
     select: str = "."
     rules: tuple[str, ...] = ()
-    options: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
+    options: Mapping[str, Any] = field(default_factory=dict)
     target: Mapping[str, TargetEntry] | None = None
     followed: bool = False
 
@@ -84,7 +83,7 @@ class Provenance:
     select: str = "."
     header: str = ""
     rules: tuple[str, ...] | None = ()
-    options: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
+    options: Mapping[str, Any] = field(default_factory=dict)
     target: str | None = None
     content: str | None = None
     history: tuple[Provenance, ...] = ()

@@ -15,8 +15,7 @@ from typing import Any
 
 from ckptsurgeon.checkpoint import Target, TargetEntry
 from ckptsurgeon.errors import UsageError
-from ckptsurgeon.kinds import KINDS, Kind, of_type
-from ckptsurgeon.kinds import kinds as kinds_of
+from ckptsurgeon.kinds import KINDS, NORM_STATISTICS, OwnerKind, of_kind
 from ckptsurgeon.ops import Initial, OperationError
 
 Choice = Initial | Callable[..., Any]
@@ -31,7 +30,6 @@ _PRESETS: Mapping[str, tuple[str, str]] = {
 its ResNet and ViT, whose trunc_normal_(std=0.02) cuts at -2 and 2, a hundred deviations away: it is a normal one."""
 _EMBEDDING = Initial("normal", (0.02,))
 _BY_FANS = ("kaiming", "xavier", "orthogonal")
-_STATISTICS = {"running_mean": 0, "running_var": 1, "num_batches_tracked": 0}
 _WEIGHT = re.compile(r"(?:^|_)weight(?:_(?:ih|hh|hr)_l\d+(?:_reverse)?)?$")
 _FROM_ZERO = re.compile(r"Gemma|Qwen3Next|Qwen\d_|MiniMaxM3|Step3|Muse")
 """Norms that multiply by 1 + weight, or whose kin do: what they begin with is the model's affair."""
@@ -58,7 +56,7 @@ class Scheme:
             return thing
         if isinstance(thing, str):
             thing = _pairs(thing)
-        elif callable(thing):
+        elif (isinstance(thing, int | float) and not isinstance(thing, bool)) or callable(thing):
             thing = {ALL: thing}
         if not isinstance(thing, Mapping) or not thing:
             raise UsageError(f"an initialisation is the name of a scheme, or a table of them by type, not {thing!r}")
@@ -95,12 +93,12 @@ class Scheme:
         Norms begin with 1 and 0, their statistics with 0 and 1, PReLU with 0.25, and biases with 0, unless the table
         names them.  UsageError where a scheme cannot make such a tensor.
         """
-        name, kind, table = key.rpartition(".")[2], of_type((entry.module,)), dict(self.table)
-        named = table.get(entry.module) or table.get(kind or "")
+        name, kind, table = key.rpartition(".")[2], entry.kind, dict(self.table)
+        named = table.get(entry.module) or table.get(kind)
         if entry.role != "parameter":
-            known = name in _STATISTICS and named != KEEP
-            return Initial("constant", (_STATISTICS[name],)) if known else None
-        is_bias = "bias" in kinds_of(key, ()) and len(entry.spec.shape) <= 1
+            known = name in NORM_STATISTICS and named != KEEP
+            return Initial("constant", (NORM_STATISTICS[name],)) if known else None
+        is_bias = "bias" in of_kind(key, "") and len(entry.spec.shape) <= 1
         if is_bias and kind != "norm" and "bias" in table:
             named = table["bias"]
             is_bias = False  # it is made by a word of its own
@@ -117,7 +115,7 @@ class Scheme:
         return made
 
 
-def _weight(word: str | None, named: bool, kind: Kind | None, name: str, entry: TargetEntry) -> Initial | None:
+def _weight(word: str | None, named: bool, kind: OwnerKind, name: str, entry: TargetEntry) -> Initial | None:
     """What a parameter that is no bias begins with by a word, which its type or kind was `named` for."""
     dims, is_weight = len(entry.spec.shape), _WEIGHT.search(name) is not None
     if kind in ("norm", "prelu") and (not named or word in _PRESETS):

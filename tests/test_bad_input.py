@@ -185,6 +185,27 @@ def test_a_closed_pipe_is_no_error() -> None:
     assert ran.stderr == ""
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        "ls a.pth",
+        "ls a.pth --json",
+        "ls --params a.pth",
+        "ls a.pth --tree",
+        "diff a.pth a.pth",
+        "rules",
+        "--version",
+        "-h",
+    ],
+)
+def test_a_full_disk_below_the_standard_output_is_one_line(words: str) -> None:
+    torch.save({f"layer.{i}.weight": torch.ones(1) for i in range(3000)}, "a.pth")
+    command = f"{sys.executable} -c 'from ckptsurgeon.cli.app import main; main()' {words} > /dev/full"
+    ran = subprocess.run(command, shell=True, capture_output=True, text=True, check=False)
+    assert ran.stderr == "ckpt: error: the standard output: No space left on device\n"
+    assert ran.returncode == 2
+
+
 def test_members_that_overlap_are_refused() -> None:
     """Two directory entries for the bytes of one member, under two names of one length."""
     import struct

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from helpers import assert_same_tensor
@@ -25,6 +26,7 @@ def test_s19_the_weights_of_1x1_convolutions_are_clamped() -> None:
         if name in done.names:
             assert done.changed[name] == int((before[name] < 0).sum()) > 0
     assert str(done).splitlines()[-1] == f"{sum(done.changed.values())} elements of 3 parameters changed"
+    assert done._repr_html_() == f"<pre>{done}</pre>"
     assert set(cs.clamp(model, kernel_size=1, min=0).changed.values()) == {0}
 
 
@@ -76,6 +78,13 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "no bounds": ({"pattern": "stem"}, "clamp wants min, max or both"),
     "bounds the wrong way round": ({"pattern": "stem", "min": 1, "max": 0}, "at least min=1 and at most max=0"),
     "a bound that is no number": ({"pattern": "stem", "min": float("nan"), "max": 0}, "no number is at least"),
+    "nan alone": ({"pattern": "stem", "min": float("nan")}, "min is a number, not nan"),
+    "nan as a tensor": ({"pattern": "stem", "max": torch.tensor(float("nan"))}, "max is a number, not nan"),
+    "text": ({"pattern": "stem", "min": "0"}, "min is a number, not '0'"),
+    "true": ({"pattern": "stem", "max": True}, "max is a number, not True"),
+    "more than float32 has": ({"pattern": "stem", "max": 1e300}, "'stem.weight' is float32, which cannot hold the b"),
+    "a kernel that is no whole number": ({"kernel_size": 1.0, "min": 0}, "a kernel_size is a whole number"),
+    "a kernel in words": ({"kernel_size": "11", "min": 0}, "a kernel_size is a whole number"),
     "nothing is meant": ({"min": 0}, "wants a pattern or a kernel_size"),
     "no such name": ({"pattern": "blokcs", "min": 0}, "`blokcs` matches no parameter; the nearest .*'blocks.0.bias'"),
     "no such kernel": ({"kernel_size": 5, "min": 0}, r"kernel size 5; there are \(1, 1\), \(3, 3\)"),
@@ -99,3 +108,62 @@ def test_a_model_without_values_and_an_optimizer_of_another_model_are_refused() 
         cs.clamp(model, "stem", min=0)
     with pytest.raises(cs.UsageError, match="the optimizer has none of these parameters"):
         cs.keep_clamped(torch.optim.SGD(Net().parameters(), 0.1), Net(), "stem", min=0)
+
+
+def test_bounds_may_be_negative_infinite_of_numpy_or_a_tensor() -> None:
+    model, want = telling(Net()), telling(Net()).stem.weight.detach()
+    for bounds in ({"max": np.float32(0.02)}, {"max": torch.tensor(0.01)}, {"min": -0.01, "max": float("inf")}):
+        cs.clamp(model, "stem", **bounds)
+    assert_same_tensor(model.stem.weight, want.clamp(-0.01, torch.tensor(0.01).item()))
+
+
+def test_an_optimizer_that_moves_none_of_them_leaves_the_model_as_it_was() -> None:
+    model = telling(Net())
+    with pytest.raises(cs.UsageError, match="the optimizer has none of these parameters"):
+        cs.keep_clamped(torch.optim.SGD(Net().parameters(), 0.1), model, "stem", min=0)
+    with pytest.raises(cs.UsageError, match="takes an optimizer and its model, not a NoneType"):
+        cs.keep_clamped(None, model, "stem", min=0)  # type: ignore[arg-type]
+    assert torch.equal(model.stem.weight, telling(Net()).stem.weight)
+
+
+UNBOUNDED: dict[str, tuple[torch.Tensor, float, str]] = {
+    "complex": (torch.ones(2, dtype=torch.complex64), -1, "is complex64"),
+    "sparse": (torch.eye(2).to_sparse(), -1, "is sparse or quantised"),
+    "float8": (torch.ones(2).to(torch.float8_e4m3fn), -1, "is float8_e4m3fn"),
+    "expanded": (torch.ones(1).expand(2), -1, r"repeats its memory \(expand\)"),
+    "bool": (torch.ones(2, dtype=torch.bool), 0, "is bool"),
+    "a fraction for integers": (torch.ones(2, dtype=torch.int32), 0.5, "is int32, which cannot hold the bound 0.5"),
+    "inf for integers": (torch.ones(2, dtype=torch.int32), float("-inf"), "is int32, which cannot hold the bound -inf"),
+    "out of range": (torch.ones(2, dtype=torch.uint8), -1, "is uint8, which cannot hold the bound -1"),
+    "out of range of a half": (torch.ones(2, dtype=torch.float16), -1e6, "is float16, which cannot hold the bound"),
+}
+
+
+@pytest.mark.parametrize("case", UNBOUNDED)
+def test_what_cannot_be_clamped_is_named_before_anything_is_changed(case: str) -> None:
+    value, least, words = UNBOUNDED[case]
+    model = nn.Module()
+    model.first = nn.Parameter(torch.full((2,), -2e7))
+    model.other = nn.Parameter(value, requires_grad=False)
+    with pytest.raises(cs.UsageError, match=f"'other' {words}"):
+        cs.clamp(model, "", min=least)
+    assert torch.equal(model.first, torch.full((2,), -2e7))
+
+
+def test_lazy_parameters_are_named_and_integers_and_inference_tensors_are_clamped() -> None:
+    with pytest.raises(cs.UsageError, match="'weight' has no shape yet"):
+        cs.clamp(nn.LazyLinear(2), "weight", min=0)
+    with torch.inference_mode():
+        model = nn.Linear(2, 1, bias=False)
+        model.weight.fill_(-1)
+    assert cs.clamp(model, "weight", min=0).changed == {"weight": 2}
+    whole = nn.Module()
+    whole.q = nn.Parameter(torch.tensor([-5, 2**62 + 1, 7]), requires_grad=False)
+    assert cs.clamp(whole, "q", min=-3.0, max=2**62).changed == {"q": 2}
+    assert whole.q.tolist() == [-3, 2**62, 7]
+
+
+@pytest.mark.parametrize("model", [None, torch.ones(2), "resnet18", {}])
+def test_only_models_are_clamped(model: Any) -> None:
+    with pytest.raises(cs.UsageError, match="clamp takes an nn.Module, not"):
+        cs.clamp(model, "weight", min=0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import multiprocessing
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +16,7 @@ import transformers
 from helpers import assert_same_tensor, assert_same_tensors
 from models import Net, Tied
 from resnet18 import telling
+from safetensors.torch import save_file
 from torch import nn
 
 import ckptsurgeon as cs
@@ -91,6 +93,24 @@ def test_s11_of_a_file_buffers_are_left_out_by_their_names_and_ties_are_there_on
     limited = ckpt("ls", "--params", "a.pth", "--match", "fc", "--limit", "1")
     assert limited.out.splitlines()[1].split()[:2] == ["60", "fc.weight"]
     assert "… and 1 more parameter (--limit)" in limited.out
+
+
+def test_s11_a_file_in_an_order_of_its_own_tells_no_index(ckpt: Any) -> None:
+    """Neither safetensors, nor shards, nor a dict whose keys are sorted have the order of the model."""
+    model = torchvision.models.resnet18()
+    save_file(model.state_dict(), "a.safetensors")
+    torch.save(dict(sorted((name, value.detach()) for name, value in model.named_parameters())), "a.pth")
+    cs.save(cs.open("a.pth"), "shards", shard_size=20_000_000)
+    for path in ("a.safetensors", "a.pth", "shards"):
+        found = ckpt("ls", "--params", path, "--json").json["parameters"]
+        assert sorted(row["key"] for row in found) == sorted(name for name, _ in model.named_parameters())
+        assert {row["index"] for row in found} == {None}
+        text = ckpt("ls", "--params", path, "--match", "^fc").out
+        assert text.splitlines()[1].split()[:2] in (["–", "fc.bias"], ["–", "fc.weight"])
+        assert "the model's is not known; `ckpt ls --params MODEL` tells the index" in text
+        assert "the index is that of model.parameters()" not in text
+    torch.save({name: value.detach() for name, value in model.named_parameters()}, "b.pth")
+    assert [row["index"] for row in ckpt("ls", "--params", "b.pth", "--json").json["parameters"]] == list(range(62))
 
 
 def test_s12_by_name_by_child_and_by_module() -> None:
@@ -358,6 +378,11 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "two ways": ({"pattern": "fc", "until": 3}, "pattern and until are 2 ways"),
     "no regex": ({"pattern": "("}, "is not a regular expression"),
     "no patterns": ({"pattern": []}, "an empty list of patterns"),
+    "a number for a pattern": ({"pattern": 3}, "a pattern is a regular expression, or several, not 3"),
+    "bytes for a pattern": ({"pattern": [b"fc"]}, "names are text and no bytes"),
+    "a number for a type": ({"types": 3}, "a module type is a class, its name or one of norm, .* not 3"),
+    "a number among types": ({"types": ["norm", 3]}, "a module type is a class, .* not 3"),
+    "names for a report": ({"loaded": ["0.weight"]}, "told by the report of cs.load_into, not by a list"),
 }
 
 
@@ -400,3 +425,98 @@ def test_slots_number_parameters_as_the_model_does(make: Callable[[], nn.Module]
         if not slot.is_statistics:
             assert slot.index == live[id(slot.tensor)]
     assert [id(value) for value in parameters(model).values()] == list(live)
+
+
+def test_what_was_replaced_since_it_was_loaded_is_not_taken_for_loaded() -> None:
+    torch.save(telling(Net(num_classes=10)).state_dict(), "a.pth")
+    model = Net(num_classes=10)
+    report = cs.load_into(model, "a.pth")
+    model.fc = nn.Linear(8, 3)
+    for call in (lambda: cs.freeze(model, loaded=report), lambda: cs.param_groups(model, 0.1, fresh=(report, 10))):
+        with pytest.raises(cs.UsageError, match=r"a model with 'fc.weight' \[10, 8\], and the Net has it as \[3, 8\]"):
+            call()
+    assert all(one.requires_grad for one in model.parameters())
+    torch.save(telling(Net(num_classes=100)).state_dict(), "b.pth")
+    model = Net(num_classes=10)
+    report = cs.load_into(model, "b.pth", fit=True)
+    model.fc = nn.Linear(8, 3)  # it was not loaded, and no matter
+    assert cs.freeze(model, loaded=report).trainable == ("fc.weight", "fc.bias")
+
+
+class Stateful(nn.Module):
+    """A module whose extra state is a tensor that is made for the state dict alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(2))
+        self.scale = 1.0
+
+    def get_extra_state(self) -> torch.Tensor:
+        return torch.tensor(self.scale)
+
+    def set_extra_state(self, state: torch.Tensor) -> None:
+        self.scale = float(state)
+
+
+def test_a_report_may_name_what_a_module_makes_for_its_state_dict() -> None:
+    model = nn.Sequential(Stateful(), nn.Linear(2, 2))
+    torch.save({"0.weight": torch.zeros(2), "0._extra_state": torch.tensor(3.0)}, "a.pth")
+    report = cs.load_into(model, "a.pth", missing="init")
+    assert model[0].scale == 3
+    assert report.loaded == ("0.weight", "0._extra_state")
+    assert rates_of(cs.param_groups(model, 0.1, fresh=(report, 10))) == {"base": 0.1, "fresh": 1.0}
+    assert cs.freeze(model, loaded=report).names == ("0.weight",)
+
+
+def rates_of(groups: cs.Groups) -> dict[str, float]:
+    return {one["name"]: one["lr"] for one in groups}
+
+
+@pytest.mark.parametrize("call", [cs.freeze, cs.unfreeze, cs.trainable, cs.no_decay, lambda m: cs.param_groups(m, 1)])
+def test_only_models_have_parameters(call: Any) -> None:
+    for thing in (None, 3, "resnet18", [nn.Linear(1, 1)]):
+        with pytest.raises(cs.UsageError, match="takes an nn.Module, not"):
+            call(thing)
+    if call is not cs.trainable:
+        with pytest.raises(cs.UsageError, match=r"RecursiveScriptModule of torch\.jit does not tell them"):
+            call(scripted())
+
+
+def scripted() -> nn.Module:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        return nn.Sequential(torch.jit.script(nn.Linear(1, 1)))
+
+
+def test_lazy_parameters_are_not_given_to_an_optimizer() -> None:
+    with pytest.raises(cs.UsageError, match="'weight' has no shape yet"):
+        cs.trainable(nn.LazyLinear(2))
+
+
+def test_names_are_given_as_they_are_where_a_pattern_matches_nothing() -> None:
+    model = nn.Module()
+    model.keys = nn.Linear(1, 1)
+    with pytest.raises(cs.UsageError, match=r"the nearest parameters are 'keys\.\w+', 'keys\.\w+'"):
+        cs.freeze(model, "kesy")
+
+
+def test_norms_are_let_go_into_the_mode_that_they_would_be_in() -> None:
+    norm = nn.BatchNorm1d(2)
+    cs.freeze(norm, norm_stats=True)
+    cs.unfreeze(norm)
+    assert norm.training
+    model = nn.Sequential(nn.BatchNorm1d(2), nn.BatchNorm1d(2))
+    model[0].eval()
+    cs.freeze(model, norm_stats=True)
+    cs.unfreeze(model)
+    assert (model[0].training, model[1].training) == (False, True)
+    cs.freeze(model, norm_stats=True)
+    model.eval()
+    cs.unfreeze(model)
+    assert not model[1].training
+    cs.freeze(model, norm_stats=True)
+    model.train()
+    assert not model[1].training
+    cs.unfreeze(model)
+    assert model[0].training
+    assert model[1].training

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import pytorch_lightning as lightning
 import timm
@@ -21,6 +23,7 @@ from torch import nn
 from transformers.trainer_pt_utils import get_parameter_names
 
 import ckptsurgeon as cs
+from ckptsurgeon import targets
 from ckptsurgeon.finetune.depth import depths, head_of
 
 
@@ -184,6 +187,52 @@ def test_s15_what_decays_is_what_the_trainer_of_transformers_says() -> None:
     for model in models:
         decaying = set(get_parameter_names(model, [nn.LayerNorm], patterns))
         assert set(cs.no_decay(model)) == {name for name, _ in model.named_parameters()} - decaying
+
+
+NORMS = """
+from torch import nn
+class Act(nn.BatchNorm2d):
+    pass
+class Table(nn.Embedding):
+    pass
+class Made(nn.Sequential):
+    def __init__(self):
+        super().__init__(nn.Conv2d(3, 4, 1), Act(4), Table(5, 4), nn.PReLU(4))
+"""
+
+
+def test_s15_a_class_that_is_made_from_a_norm_is_one_in_headers_and_in_files_as_well(ckpt: Any) -> None:
+    """Whatever it is called: for no_decay, for schemes and in what the command line lists, from the cache or not."""
+    Path("made.py").write_text(NORMS)
+    model = targets.built("made.py:Made").to_empty(device="cpu")
+    want = ("0.bias", "1.weight", "1.bias", "3.weight")
+    assert cs.no_decay(model) == want == cs.no_decay(cs.target_of(model)) == cs.no_decay(cs.target_of("made.py:Made"))
+    for _ in range(2):
+        rows = ckpt("ls", "--params", "made.py:Made", "--json").json["parameters"]
+        assert {row["key"]: row["kinds"] for row in rows} == {
+            "0.weight": [], "0.bias": ["bias"], "1.weight": ["norm"], "1.bias": ["norm", "bias"],
+            "2.weight": ["embedding"], "3.weight": ["prelu"],
+        }  # fmt: skip
+    torch.save({"0.bias": torch.ones(4)}, "a.pth")
+    done = cs.init_missing(model, cs.load_into(model, "a.pth", missing="init"), "kaiming_fan_out")
+    assert done.made["1.weight"] == "ones"
+    assert done.made["2.weight"] == "normal:0.02"
+    to = ("--to", "made.py:Made", "--missing", "init", "--init", "kaiming_fan_out")
+    assert ckpt("remap", "a.pth", "-o", "b.pth", *to).code == 0
+    for key, value in torch.load("b.pth").items():
+        assert_same_tensor(value, model.state_dict()[key], key)
+
+
+def test_a_type_that_a_header_does_not_have_is_an_error() -> None:
+    target = cs.target_of(Face())
+    assert cs.no_decay(target, ["GroupNorm"]) == ("input.1.weight", "input.1.bias")
+    assert cs.no_decay(target, "embedding") == ()
+    with pytest.raises(cs.UsageError, match="in modules of the type GropNorm; the nearest types in it are GroupNorm"):
+        cs.no_decay(target, ["GropNorm"])
+    with pytest.raises(cs.UsageError, match="a header knows the names of classes alone; give 'GroupNorm'"):
+        cs.no_decay(target, nn.GroupNorm)
+    with pytest.raises(cs.UsageError, match="the checkpoint is a checkpoint; name a model"):
+        cs.no_decay(cs.target_of(cs.Checkpoint({})))
 
 
 def test_no_decay_may_name_other_types_and_rules_may_set_it() -> None:
@@ -368,6 +417,24 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "not finite": ({"weight_decay": float("nan")}, "weight_decay is a number"),
     "two rates": ({"rules": {"^fc": {"lr": 1, "lr_mult": 2}}}, "the rule '^fc': give lr or lr_mult"),
     "nothing set": ({"rules": {"^fc": {}}}, "the rule '^fc': it sets nothing"),
+    "a slip": (
+        {"rules": {"^fc": {"lr_multi": 10}}},
+        "the rule '^fc': 'lr_multi' is no option that it knows; 'lr_mult' is",
+    ),
+    "another": ({"rules": {"^fc": {"LR": 10}}}, "'LR' is no option that it knows; 'lr' is"),
+    "a third": ({"rules": {"^fc": {"lr": 1, "weight_dacay": 0}}}, "'weight_decay' is"),
+    "a multiplier": ({"rules": {"^fc": {"lr_multiplier": 10}}}, "'lr_mult' is"),
+    "a fallback for nothing": ({"rules": {"^fc": {"fallback": True}}}, "it sets nothing"),
+    "no rate": ({"rules": {"^fc": {"lr": None}}}, "it sets nothing"),
+    "a fallback in words": ({"rules": {"^fc": {"lr": 1, "fallback": "no"}}}, "fallback is True or False, not 'no'"),
+    "a number as a name": ({"rules": {"^fc": {"name": 5}}}, "the name of a group is a text, not 5"),
+    "a number as an option": ({"rules": {"^fc": {5: 5}}}, "an option has a name, not 5"),
+    "a number as a rule": ({"rules": {3: 2}}, "a rule is for a regex, a module class or 'type=NAME', not 3"),
+    "a tuple as a rule": ({"rules": {("a", "b"): 2}}, "a rule is for a regex, a module class or 'type=NAME', not a tu"),
+    "a number for rules": ({"rules": 5}, "rules are a mapping of patterns .* not 5"),
+    "fresh without a multiple": ({"fresh": ["fc.weight"]}, "fresh is a pair"),
+    "a number as fresh": ({"fresh": (5, 10)}, "the fresh 5 is no name of a parameter"),
+    "a number as a type": ({"no_decay": [5]}, "a module type is a class, .* not 5"),
     "params": ({"rules": {"^fc": {"params": []}}}, "params is not for a rule to set"),
     "one name, two rates": (
         {"rules": {"^fc": {"lr_mult": 2, "name": "x"}, "^stem": {"lr_mult": 3, "name": "x"}}},
@@ -508,3 +575,40 @@ def test_lightning_takes_them_and_logs_each_by_its_name() -> None:
     }
     still = {name for name, value in model.state_dict().items() if torch.equal(value, before[name])}
     assert still == {name for name in before if "stem" in name or "norm" in name}
+
+
+def test_two_names_for_one_parameter_are_an_error() -> None:
+    with pytest.raises(cs.PlanError, match="`\\^fc` and `bias` both set name"):
+        cs.param_groups(Net(), 0.1, {"^fc": {"lr_mult": 2, "name": "x"}, "bias": {"weight_decay": 0, "name": "y"}})
+
+
+def test_rules_of_one_name_and_the_same_options_are_one_group() -> None:
+    model = Net()
+    groups = cs.param_groups(model, 0.1, {"^fc": {"lr": 1, "name": "x"}, "^stem": {"lr": 1.0, "name": "x"}})
+    assert [(one["name"], one["lr"], one["param_names"]) for one in groups if one["name"] == "x"] == [
+        ("x", 1.0, ["stem.weight", "fc.weight", "fc.bias"])
+    ]
+    assert_whole(groups, model)
+
+
+def test_whole_numbers_numbers_of_numpy_and_tensors_are_numbers() -> None:
+    for lr, decay in ((1, 0), (np.float32(1), np.int64(0)), (torch.tensor(1.0), torch.tensor(0))):
+        groups = cs.param_groups(Net(), lr, {"^fc": {"weight_decay": 0}}, weight_decay=decay)
+        assert set(rates(groups).values()) == {1.0}
+        assert set(decays(groups).values()) == {0.0}
+        assert all(type(one["lr"]) is float for one in groups)
+
+
+def test_one_type_needs_no_list() -> None:
+    model = Net()
+    assert cs.no_decay(model, "norm") == ("norm.weight", "norm.bias") == cs.no_decay(model, nn.BatchNorm2d)
+    found = decays(cs.param_groups(model, 0.1, weight_decay=0.5, no_decay="norm"))
+    assert {name for name, decay in found.items() if not decay} == {"norm.weight", "norm.bias"}
+    with pytest.raises(cs.UsageError, match="a module type is a class"):
+        cs.no_decay(model, [5])  # type: ignore[list-item]
+
+
+def test_options_of_an_optimizer_are_no_slips() -> None:
+    options = {"betas": (0.9, 0.99), "eps": 1e-6, "lr_decay": 0.1, "decoupled_weight_decay": True, "momentum": 0.9}
+    (_, one) = sorted(cs.param_groups(Net(), 0.1, {"^fc": options}), key=len)
+    assert options.items() <= one.items()

@@ -305,3 +305,92 @@ def test_a_scheme_is_read_from_what_it_writes() -> None:
     scheme = Scheme.of({"Conv2d": "normal:0.0,1e-05", "*": 1})
     assert str(scheme) == "Conv2d=normal:0.0,1e-05 *=constant:1"
     assert Scheme.of(str(scheme)) == scheme
+
+
+class Lapped(nn.Module):
+    """Two parameters over one memory: `a` lies over the first elements of `b` as well."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        whole = torch.arange(6.0)
+        self.a, self.b = nn.Parameter(whole[:4]), nn.Parameter(whole[2:])
+        self.fc = nn.Linear(2, 2)
+
+
+def test_what_lies_over_a_part_of_another_parameter_is_left_as_it_was() -> None:
+    model = Lapped()
+    torch.save({"b": torch.full((4,), 7.0)}, "a.pth")
+    done = cs.init_missing(model, cs.load_into(model, "a.pth", missing="skip"), {"Lapped": "zeros", "Linear": "ones"})
+    assert done.left["a"] == "shares its memory in part with 'b', which was loaded"
+    assert done.made == {"fc.weight": "ones", "fc.bias": "zeros"}
+    assert model.b.tolist() == [7, 7, 7, 7]
+    assert model.a.tolist() == [0, 1, 7, 7]
+    model = Lapped()
+    done = cs.init_missing(model, cs.load_into(model, NOTHING, missing="skip"), {"Lapped": "ones"})
+    assert {"a", "b"} <= set(done.left)
+    assert model.a.tolist() == [0, 1, 2, 3]
+
+
+def test_views_that_lie_crosswise_without_a_common_element_are_made() -> None:
+    model, whole = nn.Module(), torch.ones(3, 4)
+    model.left, model.right = nn.Parameter(whole[:, :2]), nn.Parameter(whole[:, 2:])
+    done = cs.init_missing(model, cs.load_into(model, NOTHING, missing="skip"), {"Module": "zeros"})
+    assert set(done.made) == {"left", "right"}
+    assert not whole.any()
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda name, tensor, module: torch.zeros_like(tensor),
+        lambda name, tensor, module: tensor.resize_(1) and None,
+    ],
+    ids=["a new tensor", "another shape"],
+)
+def test_a_function_that_does_not_fill_its_tensor_is_refused_and_nothing_is_changed(function: Any) -> None:
+    model = telling(Net())
+    report = cs.load_into(model, NOTHING, missing="init")
+    with pytest.raises(cs.UsageError, match="the function (returns a new tensor for|made .* of) 'stem.weight'"):
+        cs.init_missing(model, report, function)
+    assert_same_tensors(model.state_dict(), telling(Net()).state_dict())
+    done = cs.init_missing(model, report, lambda name, tensor, module: nn.init.zeros_(tensor))
+    assert len(done.made) == len(report.kept)
+
+
+def test_a_function_that_fails_leaves_the_model_as_it_was() -> None:
+    def mine(name: str, tensor: torch.Tensor, module: nn.Module) -> None:
+        tensor.zero_()
+        if name == "fc.bias":
+            raise RuntimeError("enough")
+
+    model = telling(Net())
+    report = cs.load_into(model, NOTHING, missing="init")
+    with pytest.raises(RuntimeError, match="enough") as caught:
+        cs.init_missing(model, report, {"Linear": mine, "*": "zeros"})
+    assert caught.value.__notes__ == ["while 'fc.bias' was initialised; the model is as it was"]
+    assert_same_tensors(model.state_dict(), telling(Net()).state_dict())
+
+
+def test_a_module_that_came_after_the_load_is_not_the_reports() -> None:
+    model = Net()
+    report = cs.load_into(model, NOTHING, missing="init")
+    model.extra = nn.Linear(2, 2)
+    with pytest.raises(cs.UsageError, match="the Net has 'extra.weight', and the model of the report had none"):
+        cs.init_missing(model, report)
+
+
+def test_a_number_is_a_scheme_and_one_tensor_is_one() -> None:
+    model = nn.Linear(2, 2, bias=False)
+    done = cs.init_missing(model, cs.load_into(model, NOTHING, missing="init"), 0.5)
+    assert str(done).splitlines()[0] == "initialised 1 tensor, 0 left as they were"
+    assert model.weight.tolist() == [[0.5, 0.5], [0.5, 0.5]]
+    assert done._repr_html_() == f"<pre>{done}</pre>"
+
+
+def test_names_with_control_characters_are_shown_escaped() -> None:
+    model = nn.Module()
+    model.register_parameter("w\x1b[31m", nn.Parameter(torch.ones(2)))
+    report = cs.load_into(model, NOTHING, missing="init")
+    assert "kept as it was: w\\x1b[31m (" in str(report)
+    for scheme in ("ones", {"Module": "ones"}):
+        assert "w\\x1b[31m" in str(cs.init_missing(model, report, scheme))

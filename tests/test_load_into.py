@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import copy
+import gc
 import json
 import os
+import weakref
+from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from typing import Any
 
@@ -511,3 +515,93 @@ def test_only_modules_are_loaded_into() -> None:
         cs.load_into({}, "a.pth")
     with pytest.raises(cs.TargetError, match="'weight' has no shape yet"):
         cs.load_into(nn.LazyLinear(3), "a.pth")
+
+
+def reported() -> tuple[Net, cs.LoadReport]:
+    """A model that was loaded into by some rules, in part and not in full, with its report as an attribute."""
+    source = telling(Net(num_classes=8))
+    optimizer = torch.optim.SGD(source.parameters(), 0.1, momentum=0.9)
+    source(torch.randn(2, 3, 4, 4)).sum().backward()
+    optimizer.step()
+    state = {f"x.{key}": value for key, value in source.state_dict().items() if key != "norm.bias"}
+    torch.save({"state_dict": state, "optimizer": optimizer.state_dict()}, "a.pth")
+    model = telling(Net(num_classes=10), seed=3)
+    model.report = cs.load_into(
+        model, "a.pth", [r"^x\.(.*) => \1", "scale fc.bias$ 2"], mismatched="overlap", missing="init"
+    )
+    return model, model.report
+
+
+def test_a_model_with_its_report_can_be_pickled_and_copied() -> None:
+    model, report = reported()
+    again = ForkingPickler.loads(ForkingPickler.dumps(model))
+    assert_same_tensors(again.state_dict(), model.state_dict())
+    assert again.report.as_dict() == report.as_dict()
+    assert str(again.report) == str(report)
+    assert [list(step.edges) for step in again.report.plan.steps] == [list(step.edges) for step in report.plan.steps]
+    part = again.report.plan.result["fc.bias"].source.inputs[0].read()
+    assert_same_tensor(part, report.plan.result["fc.bias"].source.inputs[0].read())
+    cs.freeze(again, loaded=again.report)
+    assert [name for name, one in again.named_parameters() if one.requires_grad] == [
+        "norm.bias",
+        "fc.weight",
+        "fc.bias",
+    ]
+    assert copy.deepcopy(model).report.plan.on is not None
+    empty = cs.load_into(Net(), cs.Checkpoint({}), missing="init")
+    assert ForkingPickler.loads(ForkingPickler.dumps(empty)).kept == empty.kept
+    with pytest.raises(cs.TargetError, match="the Net that was loaded into is no more"):
+        ForkingPickler.loads(ForkingPickler.dumps(empty)).plan.result["fc.bias"].read()
+
+
+def test_a_report_does_not_keep_its_model_alive() -> None:
+    model, report = reported()
+    assert_same_tensor(report.plan.result["norm.bias"].read(), model.norm.bias.detach())
+    gone = weakref.ref(model)
+    del model
+    gc.collect()
+    assert gone() is None
+    assert report.kept == ("norm.bias",)
+
+
+def test_what_covers_a_whole_tensor_of_the_model_came_in_full() -> None:
+    torch.save(telling(Net(num_classes=20)).state_dict(), "a.pth")
+    model = Net(num_classes=10)
+    report = cs.load_into(model, "a.pth", mismatched="overlap", min_coverage=1.0)
+    assert report.partly == ()
+    assert report.covered.least == report.covered_parameters.least == report.coverage == 1
+    assert report.cut == ("fc.weight", "fc.bias") == tuple(report.as_dict()["cut"])
+    assert "cut to fit: fc.weight (" in str(report)
+    assert cs.freeze(model, loaded=report).trainable == ()
+
+
+class Refuses(nn.Module):
+    """A module that does not take its extra state back."""
+
+    def get_extra_state(self) -> torch.Tensor:
+        return torch.ones(1)
+
+    def set_extra_state(self, state: torch.Tensor) -> None:
+        raise ValueError("not this one")
+
+
+def test_a_model_whose_code_does_not_take_its_state_is_named() -> None:
+    model = nn.Sequential(Refuses())
+    torch.save(model.state_dict(), "a.pth")
+    words = r"the Sequential: its set_extra_state does not take '0._extra_state': ValueError: not this one"
+    with pytest.raises(cs.TargetError, match=words):
+        cs.load_into(model, "a.pth")
+
+
+def test_misuse_says_what_is_wanted_and_problems_say_what_to_do() -> None:
+    torch.save(telling(Net()).state_dict(), "a.pth")
+    with pytest.raises(cs.UsageError, match="rules are lines, or a recipe, not 5"):
+        cs.load_into(Net(), "a.pth", 5)  # type: ignore[arg-type]
+    for share in ("1", None, 2, True, float("nan")):
+        with pytest.raises(cs.UsageError, match="min_coverage is a share from 0 to 1"):
+            cs.load_into(Net(), "a.pth", min_coverage=share)  # type: ignore[arg-type]
+    torch.save({"weight": torch.ones(1, 1, dtype=torch.complex64)}, "b.pth")
+    words = "'weight' is complex64 in the checkpoint and float32 in the model; cast it by a rule, or drop it, with mis"
+    with pytest.raises(cs.PlanError, match=words):
+        cs.load_into(nn.Linear(1, 1, bias=False), "b.pth")
+    assert cs.load_into(nn.Linear(1, 1, bias=False), "b.pth", ["drop weight"], missing="init").kept == ("weight",)

@@ -236,3 +236,32 @@ def test_a_model_can_still_be_sharded_and_resized_after_loading() -> None:
     cs.load_into(model, "a.pth")
     cs.diff("a.pth", model, values=True)
     assert model.embed.weight.untyped_storage().resizable()
+
+
+class MyParallel(nn.DataParallel):
+    """A wrapper of one's own."""
+
+
+def named(name: str, **held: nn.Module | nn.Parameter) -> nn.Module:
+    """A part of a network whose class is called as a wrapper's is."""
+    made = type(name, (nn.Module,), {})()
+    for step, one in {"module": nn.Linear(2, 2), **held}.items():
+        setattr(made, step, one)
+    return made
+
+
+def test_wrappers_are_told_by_the_classes_that_they_are_made_from_and_by_having_nothing_of_their_own() -> None:
+    torch.save(telling(Net()).state_dict(), "a.pth")
+    model = MyParallel(Net())
+    assert cs.load_into(model, "a.pth").unwrapped == ()
+    assert_same_tensors(model.module.state_dict(), telling(Net()).state_dict())
+    assert cs.freeze(model, "^fc").names == ("fc.weight", "fc.bias")
+    for make in (
+        lambda: named("DataParallel", scale=nn.Parameter(torch.ones(2))),
+        lambda: named("DistributedDataParallel", other=nn.BatchNorm1d(2)),
+    ):
+        source, model = telling(nn.Sequential(make())), nn.Sequential(make())
+        torch.save(source.state_dict(), "b.pth")
+        assert set(cs.load_into(model, "b.pth").loaded) == set(source.state_dict())
+        assert_same_tensors(model.state_dict(), source.state_dict())
+        assert cs.freeze(model).names == tuple(name for name, _ in model.named_parameters())

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import typer
 
 from ckptsurgeon.cli._options import limits
-from ckptsurgeon.errors import MOST_SHOWN, CkptError, PlanError, Problem, RuleError
+from ckptsurgeon.errors import MOST_SHOWN, CkptError, OutputError, PlanError, Problem, RuleError
 from ckptsurgeon.limits import limited
 
 NO, BAD = 1, 2
@@ -38,12 +38,12 @@ class Sink:
     def result(self, text: Callable[[], str | Iterable[str]], data: Callable[[], dict[str, Any]]) -> None:
         """The one result of a command, in the form that was asked for; a text may come in lines."""
         if self.as_json:
-            typer.echo(json.dumps(data(), indent=2, ensure_ascii=True))
+            _written(json.dumps(data(), indent=2, ensure_ascii=True))
         elif not self.quiet:
             found = text()
             lines = iter((found,) if isinstance(found, str) else found)
             while batch := list(islice(lines, _BATCH)):
-                typer.echo(_encodable("\n".join(batch)))
+                _written(_encodable("\n".join(batch)))
 
     def note(self, text: str) -> None:
         """Something worth knowing that is no result."""
@@ -59,6 +59,23 @@ class Sink:
     @property
     def shows_progress(self) -> bool:
         return not self.quiet and not self.as_json and sys.stderr.isatty()
+
+
+def _written(text: str) -> None:
+    """Text to stdout; OutputError where it takes no more, as on a full disk, and nothing else will come."""
+    try:
+        typer.echo(text)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        _closed()
+        raise OutputError("the standard output", error.strerror or str(error)) from None
+
+
+def _closed() -> None:
+    """Let what Python still holds for stdout go nowhere: it would fail again at the end."""
+    with contextlib.suppress(OSError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _encodable(text: str) -> str:
@@ -93,8 +110,7 @@ def failing(command: _F) -> _F:
             problems((Problem(str(error)),))
             raise typer.Exit(BAD) from None
         except BrokenPipeError:
-            with contextlib.suppress(OSError):
-                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            _closed()
             raise typer.Exit(_PIPE_CLOSED) from None
         except Exception as error:
             if not lacks_memory(error):

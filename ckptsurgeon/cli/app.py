@@ -7,6 +7,7 @@ than a look into a file.
 
 from __future__ import annotations
 
+import errno
 import gc
 import os
 import signal
@@ -69,4 +70,10 @@ def main() -> None:
         build((called,) if called in COMMANDS else COMMANDS)()
     except MemoryError:  # before a command began: see `_sink.failing`
         sys.stderr.write("ckpt: error: the machine has no memory left to start with\n")
+        sys.exit(2)
+    except OSError as error:  # of a full disk below `--help`; commands tell their own: see `_sink`
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EIO) or error.filename is not None:
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.stderr.write(f"ckpt: error: the standard output: {error.strerror}\n")
         sys.exit(2)

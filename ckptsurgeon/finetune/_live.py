@@ -16,7 +16,6 @@ from ckptsurgeon.finetune import names
 if TYPE_CHECKING:
     import torch
 
-_FSDP = "FullyShardedDataParallel"
 _EXTRA = "_extra_state"
 
 
@@ -55,7 +54,7 @@ class Part:
 
 def parts(model: torch.nn.Module) -> list[Part]:
     """The parts of a model, in the order of its modules."""
-    if not any(type(module).__name__ == _FSDP for module in model.modules()):
+    if not any(names.is_unit(module) for module in model.modules()):
         return [Part(names.peeled(model))]
     made: list[Part] = []
     _find_units(model, "", made, None)
@@ -63,8 +62,8 @@ def parts(model: torch.nn.Module) -> list[Part]:
 
 
 def _find_units(module: torch.nn.Module, prefix: str, made: list[Part], above: torch.nn.Module | None) -> None:
-    inner = names.WRAPPERS.get(type(module).__name__)
-    is_unit = type(module).__name__ == _FSDP
+    inner = names.inner(module)
+    is_unit = names.is_unit(module)
     if above is None or is_unit:
         start = module._modules[inner] if is_unit and inner is not None else module
         assert start is not None
@@ -81,8 +80,8 @@ def _bare(module: torch.nn.Module, prefix: str) -> Held:
     held, todo = Held(), [(prefix, module)]
     while todo:
         at, module = todo.pop()
-        inner = names.WRAPPERS.get(type(module).__name__)
-        if type(module).__name__ == _FSDP:
+        inner = names.inner(module)
+        if names.is_unit(module):
             continue
         for step, value in (*module._parameters.items(), *module._buffers.items()):
             kept = step not in module._non_persistent_buffers_set and type(value).__name__ != "FlatParameter"
@@ -100,7 +99,7 @@ def _whole(model: torch.nn.Module) -> Held:
     import torch
 
     held = Held()
-    wrapped = any(type(module).__name__ in names.WRAPPERS for module in model.modules())
+    wrapped = any(names.inner(module) is not None for module in model.modules())
     for key, value in model.state_dict(keep_vars=True).items():
         name, owner = _cleaned(key, model) if wrapped or key.endswith(_EXTRA) else (key, model)
         if isinstance(value, torch.Tensor):
@@ -126,7 +125,7 @@ def _cleaned(key: str, model: torch.nn.Module) -> tuple[str, torch.nn.Module]:
 
 def _entered(module: torch.nn.Module, step: str) -> tuple[torch.nn.Module, bool]:
     """The module inside of all wrappers up to one that a step of a key leads into, and whether there is one."""
-    while (inner := names.WRAPPERS.get(type(module).__name__)) and (child := module._modules.get(inner)) is not None:
+    while (inner := names.inner(module)) is not None and (child := module._modules[inner]) is not None:
         module = child
         if inner == step:
             return module, True

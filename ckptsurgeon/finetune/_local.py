@@ -47,9 +47,9 @@ def unplaced(value: torch.Tensor) -> str | None:
     if shared is None:
         return None
     if any(placement.is_partial() for placement in shared.placements):
-        return "is a sum that is not yet made (a DTensor with a Partial placement)"
+        return "is a sum that is not yet made (a DTensor with a Partial placement); redistribute it first"
     if len(shared.__create_chunk_list__()) != 1:
-        return "has several stretches in one process (a DTensor)"
+        return "has several stretches in one process (a DTensor); redistribute it first"
     return None
 
 

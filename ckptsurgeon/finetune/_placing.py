@@ -39,11 +39,18 @@ class Place:
     offset: tuple[int, ...]
 
 
+def part_of(ref: TensorRef) -> TensorRef | None:
+    """What a checkpoint brings of a tensor that it brings a part of, from the first element of every dimension; None
+    for what it brings whole."""
+    if isinstance(ref.source, Apply) and isinstance(ref.source.kernel, Overlap):
+        return ref.source.inputs[0]
+    return None
+
+
 def place(key: str, value: torch.Tensor, ref: TensorRef) -> Place:
     """Where `ref` goes: of a tensor that is spread over processes into the part that is here; of what a checkpoint
     brings a part of, into that part alone: the rest stays as it is, and is not rounded to the checkpoint's dtype."""
-    if isinstance(ref.source, Apply) and isinstance(ref.source.kernel, Overlap):
-        ref = ref.source.inputs[0]
+    ref = part_of(ref) or ref
     tensor, offset = local(value)
     if offset is None:
         return Place(key, tensor, ref, (0,) * len(ref.shape))

@@ -1,19 +1,20 @@
-"""Names of a model that share memory: what is loaded for one of them is loaded for the others."""
+"""Names of a model that share memory: what is loaded for one of them is loaded, or frozen, for the others."""
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ckptsurgeon import comparison
-from ckptsurgeon.errors import InputError, Problem
+from ckptsurgeon.errors import InputError, Problem, UsageError
 from ckptsurgeon.finetune._local import storage
 from ckptsurgeon.sources import span
 
 if TYPE_CHECKING:
     import torch
 
+    from ckptsurgeon.finetune.selecting import Slot
     from ckptsurgeon.tensor import TensorRef
 
 _MOST = 256 << 20
@@ -72,6 +73,43 @@ def overlaps(tensors: Mapping[str, torch.Tensor]) -> list[Overlap]:
     return found
 
 
+def tied_names(found: Iterable[Slot]) -> tuple[tuple[str, ...], ...]:
+    """The names of each parameter that has several."""
+    groups: dict[int, list[str]] = {}
+    for slot in found:
+        if not slot.is_statistics:
+            groups.setdefault(slot.index, []).append(slot.name)
+    return tuple(tuple(names) for names in groups.values() if len(names) > 1)
+
+
+def pairs(parameters: Mapping[str, torch.Tensor]) -> list[tuple[str, str]]:
+    """Pairs of different parameters whose bytes overlap, such as views of one tensor: a step on one moves the other."""
+    same = [(group[0], name) for group in ties(parameters) for name in group[1:]]
+    return same + [(a.key, b.key) for a, b in overlaps(parameters)]
+
+
+def words(found: Sequence[tuple[str, str]]) -> list[str]:
+    """What to know of parameters that overlap."""
+    return [f"{a} and {b} are two parameters over the same memory: what moves one moves the other" for a, b in found]
+
+
+def unsized(tensors: Iterable[tuple[str, torch.Tensor]]) -> str | None:
+    """What is wrong with the first tensor that is lazy and has no shape yet; None where there is none."""
+    import torch
+
+    lazy = next((name for name, value in tensors if torch.nn.parameter.is_lazy(value)), None)
+    if lazy is None:
+        return None
+    return f"{lazy!r} has no shape yet; put a batch through the model first, as lazy layers want it"
+
+
+def sized(parameters: dict[str, torch.nn.Parameter]) -> dict[str, torch.nn.Parameter]:
+    """The parameters as they are; UsageError where one is lazy."""
+    if (why := unsized(parameters.items())) is not None:
+        raise UsageError(why)
+    return parameters
+
+
 def _bytes(dtype: torch.dtype, elements: int) -> int:
     return elements * dtype.itemsize
 
@@ -106,6 +144,18 @@ def _equal(one: str, other: str, refs: Mapping[str, TensorRef]) -> bool:
     except InputError as error:
         error.key = error.key or other
         raise
+
+
+def meet(one: View, other: View) -> bool:
+    """Whether two views of one memory have an element in common; of very large ones, whether they may have."""
+    import torch
+
+    base, end = min(one.offset, other.offset), max(one.end, other.end)
+    if one.dtype != other.dtype or _bytes(one.dtype, end - base) > _MOST:
+        return True
+    there = torch.zeros(end - base, dtype=torch.bool)
+    there.as_strided(one.shape, one.strides, one.offset - base).fill_(True)
+    return bool(there.as_strided(other.shape, other.strides, other.offset - base).any())
 
 
 def _disagree(one: View, other: View, refs: Mapping[str, TensorRef]) -> str | None:

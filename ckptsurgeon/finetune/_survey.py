@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+from weakref import ref
 
 from ckptsurgeon.checkpoint import Target, TargetEntry
 from ckptsurgeon.errors import Problem, TargetError
@@ -34,7 +35,7 @@ class Survey:
 def look(model: torch.nn.Module, parts: Sequence[Part]) -> Survey:
     """Look at every part once.  TargetError where the model's own code fails."""
     label = f"the {type(names.peeled(model)).__name__}"
-    owners = {name: type(module).__name__ for name, module in names.modules(model)}
+    owners = {name: modules.types(module) for name, module in names.modules(model)}
     _check_shapes(label, model)
     known = _known(model)
     entries: dict[str, TargetEntry] = {}
@@ -54,7 +55,7 @@ def look(model: torch.nn.Module, parts: Sequence[Part]) -> Survey:
             ties += _sharing.ties(real)
             overlaps += _sharing.overlaps(real)
             problems |= _unfit(real, known if part.unit is None else None)
-    initial = modules.Values(label, lambda seed: _now(parts), 0)
+    initial = modules.Values(label, _Now(label, parts), 0)
     target = Target(label, entries, True, tuple(others), tuple(ties), initial)
     unreachable = tuple(name for name in _meta(model) if name not in entries)
     return Survey(target, tuple(on_meta), unreachable, tuple(overlaps), problems)
@@ -72,14 +73,31 @@ def _named(label: str) -> Iterator[None]:
 
 
 def _check_shapes(label: str, model: torch.nn.Module) -> None:
-    import torch
+    if (why := _sharing.unsized((*names.parameters(model).items(), *model.named_buffers()))) is not None:
+        raise TargetError(f"{label}: {why}")
 
-    named = (*names.parameters(model).items(), *model.named_buffers())
-    lazy = next((name for name, value in named if torch.nn.parameter.is_lazy(value)), None)
-    if lazy is not None:
-        raise TargetError(
-            f"{label}: {lazy!r} has no shape yet; put a batch through the model first, as lazy layers want"
-        )
+
+class _Now:
+    """Tells the values that a model has now, as long as somebody else keeps it: a report is no reason to.
+
+    Pickled, it knows of no model.
+    """
+
+    def __init__(self, label: str, parts: Sequence[Part]) -> None:
+        self.label = label
+        self.parts = [(part.prefix, part.bare, ref(part.module), part.unit and ref(part.unit)) for part in parts]
+
+    def __call__(self, seed: int) -> dict[str, torch.Tensor]:
+        there = []
+        for prefix, bare, module, unit in self.parts:
+            if (found := module()) is not None:
+                there.append(Part(found, prefix, unit and unit(), bare))
+        if not there or len(there) < len(self.parts):
+            raise TargetError(f"{self.label} that was loaded into is no more, and its values with it")
+        return _now(there)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _Now, (self.label, ())
 
 
 def _now(found: Sequence[Part]) -> dict[str, torch.Tensor]:

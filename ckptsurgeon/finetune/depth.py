@@ -13,9 +13,9 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from ckptsurgeon import kinds
 from ckptsurgeon.finetune import names as live_names
 from ckptsurgeon.finetune.names import peeled
+from ckptsurgeon.targets.module import types
 
 if TYPE_CHECKING:
     import torch
@@ -117,7 +117,7 @@ def _owns(module: torch.nn.Module) -> bool:
 
 
 def _is_norm(module: torch.nn.Module) -> bool:
-    return kinds.of_type(one.__name__ for one in type(module).__mro__) == "norm"
+    return types(module)[1] == "norm"
 
 
 def _inside(name: str, place: str) -> bool:

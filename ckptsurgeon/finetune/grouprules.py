@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from ckptsurgeon.errors import PlanError, Problem, UsageError, quoted
+from ckptsurgeon.finetune._checked import rate
 from ckptsurgeon.finetune.selecting import Slot, by_pattern, by_type
 
 TYPE = "type="
 _KEPT = ("params", "param_names")
+_KNOWN = ("lr", "lr_mult", "weight_decay", "name", "fallback")
 _NAMES_SHOWN = 3
 
 Wanted = str | re.Pattern[str] | type
@@ -41,6 +42,8 @@ class GroupRule:
 
 def read(rules: Rules | None, found: Sequence[Slot]) -> list[GroupRule]:
     """The rules as they were given, each held against the model. UsageError with all that cannot be read."""
+    if not (rules is None or isinstance(rules, Iterable)) or isinstance(rules, str):
+        raise UsageError(f"rules are a mapping of patterns to multiples or options, or such pairs, not {quoted(rules)}")
     pairs = list(rules.items()) if isinstance(rules, Mapping) else list(rules or ())
     made: list[GroupRule] = []
     problems: list[str] = []
@@ -61,35 +64,59 @@ def _rule(wanted: Wanted, value: Value, found: Sequence[Slot]) -> GroupRule:
         label, some = wanted.__name__, by_type(wanted, found)
     elif isinstance(wanted, str) and wanted.startswith(TYPE):
         label, some = wanted, by_type(wanted.removeprefix(TYPE), found)
+    elif isinstance(wanted, str | re.Pattern):
+        label, some = wanted if isinstance(wanted, str) else str(wanted.pattern), by_pattern(wanted, found)
     else:
-        label, some = wanted if isinstance(wanted, str) else wanted.pattern, by_pattern(wanted, found)
+        raise UsageError(f"a rule is for a regex, a module class or 'type=NAME', not {quoted(wanted)}")
     indexes = frozenset(slot.index for slot in some)
     if not isinstance(value, Mapping):
-        return GroupRule(label, indexes, None, number(f"the multiple of {label!r}", value), {})
-    options = dict(value)
-    kept = [name for name in _KEPT if name in options]
-    if kept or {"lr", "lr_mult"} <= set(options) or not options:
-        why = f"{kept[0]} is not for a rule to set" if kept else "give lr or lr_mult" if options else "it sets nothing"
-        raise UsageError(f"the rule {label!r}: {why}")
-    lr, multiple = options.pop("lr", None), options.pop("lr_mult", None)
-    fallback = options.pop("fallback", False)
+        return GroupRule(label, indexes, None, rate(f"the multiple of {label!r}", value), {})
+    options = {name: one for name, one in value.items() if name not in ("lr", "lr_mult", "fallback")}
+    _check_options(label, value)
     if "weight_decay" in options:
-        number(f"the weight_decay of {label!r}", options["weight_decay"])
-    return GroupRule(
+        options["weight_decay"] = rate(f"the weight_decay of {label!r}", options["weight_decay"])
+    lr, multiple = value.get("lr"), value.get("lr_mult")
+    made = GroupRule(
         label,
         indexes,
-        None if lr is None else number(f"the lr of {label!r}", lr),
-        None if multiple is None else number(f"the lr_mult of {label!r}", multiple),
+        None if lr is None else rate(f"the lr of {label!r}", lr),
+        None if multiple is None else rate(f"the lr_mult of {label!r}", multiple),
         options,
-        bool(fallback),
+        value.get("fallback", False),
     )
+    if not made.sets:
+        raise UsageError(f"the rule {label!r}: it sets nothing")
+    return made
 
 
-def number(what: str, value: object) -> float:
-    """A finite number that is not negative; UsageError for anything else."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
-        raise UsageError(f"{what} is a number of at least 0, not {quoted(value)}")
-    return value
+def _check_options(label: str, options: Mapping[Any, Any]) -> None:
+    """UsageError for options that a rule may not set, or that are nearly, but not quite, one that it knows."""
+    why = None
+    if kept := [name for name in _KEPT if name in options]:
+        why = f"{kept[0]} is not for a rule to set"
+    elif {"lr", "lr_mult"} <= set(options):
+        why = "give lr or lr_mult"
+    elif not isinstance(options.get("name", ""), str):
+        why = f"the name of a group is a text, not {quoted(options['name'])}"
+    elif not isinstance(options.get("fallback", False), bool):
+        why = f"fallback is True or False, not {quoted(options['fallback'])}"
+    else:
+        for name in options:
+            if not isinstance(name, str):
+                why = f"an option has a name, not {quoted(name)}"
+            elif name not in _KNOWN and (meant := _meant(name)) is not None:
+                why = f"{quoted(name)} is no option that it knows; {meant!r} is"
+    if why is not None:
+        raise UsageError(f"the rule {label!r}: {why}")
+
+
+def _meant(name: str) -> str | None:
+    """The option that another one's name is a slip of; None for one of an optimizer's own, such as `eps`."""
+    from difflib import get_close_matches
+
+    if name.lower().startswith("lr_mult"):
+        return "lr_mult"
+    return next(iter(get_close_matches(name.lower(), _KNOWN, 1, 0.75)), None)
 
 
 def check_overlaps(rules: Sequence[GroupRule], names: Sequence[str]) -> None:
@@ -99,7 +126,7 @@ def check_overlaps(rules: Sequence[GroupRule], names: Sequence[str]) -> None:
     for place, later in enumerate(firm):
         for earlier in firm[:place]:
             both = sorted(earlier.indexes & later.indexes)
-            same = [option for option in later.sets if option in earlier.sets and option != "name"]
+            same = [option for option in later.sets if option in earlier.sets]
             if both and same:
                 problems.append(
                     Problem(

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
 
 from ckptsurgeon import surgery
 from ckptsurgeon.dtypes import DType
-from ckptsurgeon.errors import PlanError, Problem, UsageError
+from ckptsurgeon.errors import PlanError, Problem, TargetError, UsageError, quoted
 from ckptsurgeon.finetune import _assigning, _live, _placing, _sharing, _survey
 from ckptsurgeon.finetune.report import LoadReport
 from ckptsurgeon.plans import Mismatched, Missing, Plan, Unexpected
+from ckptsurgeon.rules import Recipe
 
 if TYPE_CHECKING:
     import torch
@@ -49,8 +50,9 @@ def load_into(
     computation or a decompression anyway; `ckpt verify` holds them all.
 
     Before anything is changed, raises PlanError with every problem: what no policy settles, two values for
-    parameters that share memory, what a cast would cut, what would stay on the meta device, and less than a share
-    `min_coverage` (0 to 1) of the tensors, or of their elements, as `ckpt diff --min-coverage` counts.  UsageError for
+    parameters that share memory, fractions and imaginary parts that a cast would cut, what would stay on the meta
+    device, and less than a share `min_coverage` (0 to 1) of the tensors, parameters and buffers alike, or of their
+    elements, as `ckpt diff --min-coverage` counts.  UsageError for
     a model on the meta device without `assign`, TargetError for a model whose own code fails.  InputError, with the
     key, when a file cannot be read to its end: then the model is partly loaded.
 
@@ -62,19 +64,7 @@ def load_into(
       wrappers: strip module.
       kept as it was: bias (not in the checkpoint)
     """
-    import torch
-
-    if isinstance(source, torch.nn.Module):
-        raise UsageError("the source of load_into is a checkpoint or a path, and comes second")
-    if not isinstance(model, torch.nn.Module):
-        raise UsageError(f"load_into loads into an nn.Module, not a {type(model).__name__}")
-    parts = _live.parts(model)
-    found = _survey.look(model, parts)
-    if not assign and (bare := (*found.on_meta, *found.unreachable)):
-        raise UsageError(
-            f"the model is on the meta device ({bare[0]!r}, …); give load_into assign=True, or the model memory with "
-            "model.to_empty(device=…)"
-        )
+    parts, found = _looked_at(model, source, rules, assign)
     made = surgery.plan(
         source,
         rules,
@@ -98,6 +88,26 @@ def load_into(
     return report
 
 
+def _looked_at(model: Any, source: Any, rules: Any, assign: bool) -> tuple[list[_live.Part], _survey.Survey]:
+    """The model's parts and what it wants, when the arguments are what they must be."""
+    import torch
+
+    if isinstance(source, torch.nn.Module):
+        raise UsageError("the source of load_into is a checkpoint or a path, and comes second")
+    if not isinstance(model, torch.nn.Module):
+        raise UsageError(f"load_into loads into an nn.Module, not a {type(model).__name__}")
+    if rules is not None and not isinstance(rules, Recipe | Iterable):
+        raise UsageError(f"rules are lines, or a recipe, not {quoted(rules)}")
+    parts = _live.parts(model)
+    found = _survey.look(model, parts)
+    if not assign and (bare := (*found.on_meta, *found.unreachable)):
+        raise UsageError(
+            f"the model is on the meta device ({bare[0]!r}, …); give load_into assign=True, or the model memory with "
+            "model.to_empty(device=…)"
+        )
+    return parts, found
+
+
 def _problems(report: LoadReport, found: _survey.Survey, parts: list[_live.Part]) -> Iterator[Problem]:
     """Everything that stands against copying what the plan has into the live tensors."""
     yield from _cuts(report.plan, report.loaded)
@@ -117,9 +127,11 @@ def _cuts(made: Plan, loaded: tuple[str, ...]) -> Iterator[Problem]:
     for key in loaded:
         ref, want = made.result[key], made.target.entries[key].spec.dtype
         if ref.absent is not None:
-            yield Problem(f"{key!r} is {ref.absent}: the file does not hold its bytes", key=key)
+            text = f"{key!r} is {ref.absent}: the file does not hold its bytes"
+            yield Problem(f'{text}; drop it by a rule, with missing="init"', key=key)
         elif not _fits(ref.dtype, want):
-            yield Problem(f"{key!r} is {ref.dtype} in the checkpoint and {want} in the model", key=key)
+            text = f"{key!r} is {ref.dtype} in the checkpoint and {want} in the model"
+            yield Problem(f'{text}; cast it by a rule, or drop it, with missing="init"', key=key)
 
 
 def _fits(have: DType, want: DType) -> bool:
@@ -137,6 +149,12 @@ def _load(report: LoadReport, held: _live.Held, found: _survey.Survey, verify: b
     once = {first.get(key, key): key for key in reversed(report.loaded) if key in held.tensors}
     places = [_placing.place(key, held.tensors[key], refs[key]) for key in once.values() if key not in held.setters]
     _placing.fill(places, verify)
-    for key, setter in held.setters.items():
-        if key in report.loaded:
-            setter(refs[key].read())
+    for key in [key for key in held.setters if key in report.loaded]:
+        value = refs[key].read()
+        try:
+            held.setters[key](value)
+        except Exception as error:  # the model's own code
+            words = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+            raise TargetError(
+                f"{found.target.label}: its set_extra_state does not take {key!r}: {words}; the model is partly loaded"
+            ) from error

@@ -1,8 +1,8 @@
 """The modules and parameters of a live model by the names that its own code gives them.
 
 `torch.compile`, DataParallel, DistributedDataParallel, FSDP, activation checkpointing and Fabric put modules of their
-own around others; a wrapper is told by its class and takes no part in a name, so that the names are those of the
-network's own state dict.
+own around others; a wrapper is told by its class, and by having nothing of its own, and takes no part in a name, so
+that the names are those of the network's own state dict.
 """
 
 from __future__ import annotations
@@ -25,10 +25,36 @@ WRAPPERS = {
 """Class of a wrapper → the name of the one child that it is around."""
 
 
+_FSDP = "FullyShardedDataParallel"
+
+
+def is_unit(module: torch.nn.Module) -> bool:
+    """Whether it is what FSDP puts around a part of a network."""
+    return any(one.__name__ == _FSDP for one in type(module).__mro__)
+
+
+def inner(module: torch.nn.Module) -> str | None:
+    """The name of the child that a wrapper is around; None for a module that is none.
+
+    A class that is made from a wrapper's is one; what has tensors besides that child's is a part of the network.
+    """
+    step = next((WRAPPERS[one.__name__] for one in type(module).__mro__ if one.__name__ in WRAPPERS), None)
+    child = module._modules.get(step) if step is not None else None
+    if child is None:
+        return None
+    if is_unit(module):  # the parameters that it cuts up may be its own
+        return step
+    own = [value for held in (module._parameters, module._buffers) for value in held.values() if value is not None]
+    if len(module._modules) > 1:
+        there = {id(value) for value in (*child.parameters(), *child.buffers())}
+        own += [value for value in (*module.parameters(), *module.buffers()) if id(value) not in there]
+    return None if own else step
+
+
 def peeled(module: torch.nn.Module) -> torch.nn.Module:
     """The module inside of all wrappers around it."""
-    while (inner := WRAPPERS.get(type(module).__name__)) is not None and inner in module._modules:
-        found = module._modules[inner]
+    while (step := inner(module)) is not None:
+        found = module._modules[step]
         assert found is not None
         module = found
     return module

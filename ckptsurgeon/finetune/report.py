@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from html import escape
 from typing import Any
 
 from ckptsurgeon.checkpoint import buffer_words
 from ckptsurgeon.differ import Coverage
 from ckptsurgeon.errors import PlanError, Problem, UsageError, shown
-from ckptsurgeon.plans import Plan
+from ckptsurgeon.plans import Edges, Plan
 
 _NAMED = 5
 """Keys that an error names."""
@@ -25,6 +25,9 @@ class LoadReport:
     `loaded` are the keys that came from the checkpoint, `kept` those that keep the model's own values, `partly`
     those of `loaded` of which only a part came.  `numel_loaded` of `numel` elements came; names that share a tensor
     count each.
+
+    A report does not keep the model alive, and can be pickled, alone or as an attribute of the model.  What comes back
+    then tells the same, but no longer how the plan would be made again, which `cs.load_optimizer` asks.
     """
 
     plan: Plan
@@ -43,15 +46,32 @@ class LoadReport:
             plan,
             tuple(counts),
             tuple(key for key in plan.target.entries if key not in counts),
-            tuple(key for key in counts if key in plan.overlapped),
+            tuple(key for key, count in counts.items() if count < plan.target.entries[key].spec.numel),
             sum(counts.values()),
             plan.target.numel,
         )
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What can be pickled: no functions, but what they would say."""
+        steps = tuple(replace(step, edges=Edges(tuple(step.edges)), made_by=None) for step in self.plan.steps)
+        return {**self.__dict__, "plan": replace(self.plan, steps=steps, on=None)}
+
+    def __copy__(self) -> LoadReport:
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> LoadReport:
+        return self  # nothing of it ever changes
 
     @property
     def dropped(self) -> tuple[str, ...]:
         """The checkpoint's keys that were not used."""
         return tuple(self.plan.dropped)
+
+    @property
+    def cut(self) -> tuple[str, ...]:
+        """Those of `loaded` that came in full, of a larger tensor of the checkpoint."""
+        partly = set(self.partly)
+        return tuple(key for key in self.plan.overlapped if key not in partly)
 
     @property
     def others(self) -> tuple[str, ...]:
@@ -66,7 +86,7 @@ class LoadReport:
     @property
     def buffers_kept(self) -> tuple[str, ...]:
         """Those of `kept` that are buffers, such as running statistics."""
-        return tuple(key for key in self.kept if self._role(key) == "buffer")
+        return tuple(key for key in self.kept if self.role(key) == "buffer")
 
     @property
     def coverage(self) -> float:
@@ -82,13 +102,13 @@ class LoadReport:
     @property
     def covered_parameters(self) -> Coverage:
         """The same of the parameters alone."""
-        return self._covered(key for key in (*self.loaded, *self.kept) if self._role(key) == "parameter")
+        return self._covered(key for key in (*self.loaded, *self.kept) if self.role(key) == "parameter")
 
     def _covered(self, keys: Iterable[str]) -> Coverage:
         target, counts = self.plan.target, self.plan.loaded()
         assert target is not None
         names = list(keys)
-        whole = sum(key in counts and key not in self.plan.overlapped for key in names)
+        whole = sum(counts.get(key) == target.entries[key].spec.numel for key in names)
         numel = sum(target.entries[key].spec.numel for key in names)
         return Coverage(whole, len(names), sum(counts.get(key, 0) for key in names), numel)
 
@@ -97,7 +117,7 @@ class LoadReport:
 
         Raises UsageError for what is no such share.
         """
-        if isinstance(min_coverage, bool) or not 0 <= min_coverage <= 1:
+        if not isinstance(min_coverage, int | float) or isinstance(min_coverage, bool) or not 0 <= min_coverage <= 1:
             raise UsageError(f"min_coverage is a share from 0 to 1, not {min_coverage!r}")
         found = self.covered
         if found.least >= min_coverage:
@@ -111,6 +131,21 @@ class LoadReport:
         )
         raise PlanError([Problem(text, kind="coverage")])
 
+    def check_model(self, shapes: Mapping[str, tuple[int, ...]], label: str, grown: bool = True) -> None:
+        """UsageError where something that was loaded has another shape in a model whose tensors have these; unless it
+        may have `grown`, where any tensor of it has, is gone, or is new."""
+        before = self.plan.target.entries if self.plan.target is not None else {}
+        for key in self.loaded if grown else (*self.kept, *self.loaded):
+            want = before[key].spec.shape
+            if key not in shapes and grown:
+                continue  # names are held against the model by those who look them up
+            if shapes.get(key) != want:
+                what = f"has it as {list(shapes[key])}" if key in shapes else "has none"
+                raise UsageError(f"the report is of a model with {key!r} {list(want)}, and {label} {what}")
+        new = None if grown else next((key for key in shapes if key not in before), None)
+        if new is not None:
+            raise UsageError(f"{label} has {new!r}, and the model of the report had none; load into it anew")
+
     def as_dict(self) -> dict[str, Any]:
         """The report as plain data that `json.dumps` takes: the lists of keys, why each was kept, cut or dropped, the
         rules that took wrappers off, warnings, and the coverage of all tensors and of the parameters."""
@@ -119,6 +154,7 @@ class LoadReport:
             "kept": {key: self._why_kept(key) for key in self.kept},
             "buffers_kept": list(self.buffers_kept),
             "partly": {key: self.plan.mismatched[key] for key in self.partly},
+            "cut": {key: self.plan.mismatched[key] for key in self.cut},
             "dropped": dict(self.plan.dropped),
             "others": list(self.others),
             "unwrapped": list(self.unwrapped),
@@ -128,7 +164,7 @@ class LoadReport:
         }
 
     def __str__(self) -> str:
-        return "\n".join([self._summary(), *(f"  {what}: {text}" for what, text in self._notes())])
+        return "\n".join([self._summary(), *(f"  {what}: {shown(text)}" for what, text in self._notes())])
 
     def _summary(self) -> str:
         total = len(self.loaded) + len(self.kept)
@@ -142,6 +178,8 @@ class LoadReport:
             yield "kept as it was", f"{key} ({self._why_kept(key)})"
         for key in self.partly:
             yield "partly loaded", f"{key} ({self.plan.mismatched[key]})"
+        for key in self.cut:
+            yield "cut to fit", f"{key} ({self.plan.mismatched[key]})"
         for key, why in self.plan.dropped.items():
             yield "not used", f"{key} ({why})"
         for warning in self.plan.warnings:
@@ -158,7 +196,8 @@ class LoadReport:
         head = f"<p><b>{escape(self._summary())}</b>; {parameters}</p>"
         return f"<div>{head}<table>{''.join(rows)}</table></div>" if rows else f"<div>{head}</div>"
 
-    def _role(self, key: str) -> str:
+    def role(self, key: str) -> str:
+        """Whether a key of the model is a `parameter` or a `buffer`."""
         assert self.plan.target is not None
         return self.plan.target.entries[key].role
 

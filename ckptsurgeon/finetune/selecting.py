@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any
 
 from ckptsurgeon import kinds
 from ckptsurgeon.errors import UsageError, quoted
 from ckptsurgeon.finetune import names as live_names
 from ckptsurgeon.finetune.names import peeled
+from ckptsurgeon.finetune.report import LoadReport
 from ckptsurgeon.ops import nearest
 
 if TYPE_CHECKING:
@@ -21,15 +22,6 @@ Patterns = Pattern | Iterable[Pattern]
 Type = str | type
 STATISTICS = "running_mean"
 """The buffer that stands for a norm's running statistics."""
-
-
-class Loaded(Protocol):
-    """A report of `load_into`, as far as it counts here."""
-
-    @property
-    def loaded(self) -> tuple[str, ...]: ...
-    @property
-    def partly(self) -> tuple[str, ...]: ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,7 +77,7 @@ class Selection:
     until: int | None = None
     children: int | None = None
     modules: int | None = None
-    loaded: Loaded | None = None
+    loaded: LoadReport | None = None
 
     def __post_init__(self) -> None:
         ways = {
@@ -124,9 +116,13 @@ class Selection:
 def patterns(given: Patterns) -> list[re.Pattern[str]]:
     """Patterns compiled; UsageError for what is none."""
     made: list[re.Pattern[str]] = []
+    if not isinstance(given, Iterable | re.Pattern):
+        raise UsageError(f"a pattern is a regular expression, or several, not {quoted(given)}")
     for one in [given] if isinstance(given, str | re.Pattern) else given:
         try:
             made.append(re.compile(one))
+            if not isinstance(made[-1].pattern, str):
+                raise TypeError("names are text and no bytes")
         except (re.error, OverflowError, RecursionError, TypeError) as error:
             raise UsageError(f"{quoted(one)} is not a regular expression: {error}") from None
     if not made:
@@ -146,19 +142,30 @@ def by_pattern(given: Patterns, found: Sequence[Slot]) -> list[Slot]:
 
 def near(text: str, names: Iterable[str]) -> str:
     """Which parameters a pattern may have meant, in words."""
-    words = nearest(text, names)
-    return words.replace("the checkpoint", "the model").replace("keys", "parameters")
+    return nearest(text, names, "parameters", "the model")
+
+
+def types(given: Type | Iterable[Type]) -> list[Type]:
+    """Module types as a list; UsageError for what is none."""
+    made = [given] if isinstance(given, str | type) else list(given) if isinstance(given, Iterable) else None
+    wrong = [given] if made is None else [one for one in made if not isinstance(one, str | type)]
+    if made is None or wrong:
+        raise UsageError(
+            f"a module type is a class, its name or one of {', '.join(kinds.KINDS)}, not {quoted(wrong[0])}"
+        )
+    return made
 
 
 def by_type(given: Type | Sequence[Type], found: Sequence[Slot]) -> list[Slot]:
     """What lies in a module of one of the types; of a kind of `kinds`, what such a module owns, or a bias is."""
-    wanted = [given] if isinstance(given, str | type) else list(given)
+    wanted = types(given)
     if not wanted:
         raise UsageError("an empty list of module types means no parameter")
     picked = [{id(slot) for slot in found if is_of(one, slot)} for one in wanted]
     silent = [_type_name(one) for one, some in zip(wanted, picked, strict=True) if not some]
     if silent:
-        raise UsageError("\n".join(_no_type(name, found) for name in silent))
+        there = [type(module).__name__ for slot in found for module in slot.path]
+        raise UsageError("\n".join(no_type(name, there) for name in silent))
     together = set().union(*picked)
     return [slot for slot in found if id(slot) in together]
 
@@ -176,10 +183,11 @@ def _type_name(wanted: Type) -> str:
     return wanted.__name__ if isinstance(wanted, type) else wanted
 
 
-def _no_type(name: str, found: Sequence[Slot]) -> str:
+def no_type(name: str, known: Iterable[str]) -> str:
+    """That the model has no parameters of a type, in words, and which types it knows."""
     from difflib import get_close_matches
 
-    there = list(dict.fromkeys(type(module).__name__ for slot in found for module in slot.path))
+    there = list(dict.fromkeys(known))
     close = get_close_matches(name, there, 3, 0.4) or sorted(there)[:5]
     words = f"the nearest types in it are {', '.join(close)}" if close else "it has no parameters"
     kind = f"; {', '.join(kinds.KINDS)} are words for many types" if name not in kinds.KINDS else ""
@@ -213,30 +221,53 @@ def _by_modules(n: int, model: torch.nn.Module, found: Sequence[Slot]) -> list[S
     )
 
 
-def _by_report(report: Loaded, model: torch.nn.Module, found: Sequence[Slot]) -> list[Slot]:
+def _by_report(report: LoadReport, model: torch.nn.Module, found: Sequence[Slot]) -> list[Slot]:
     """What was loaded whole. Names may be those of the wrapped or of the bare model."""
-    names = by_names(report.loaded, model, found, "the report's")
-    partly = by_names(report.partly, model, found, "the report's")
-    return _some([slot for slot in found if id(slot.tensor) in names - partly], "no parameter was loaded whole")
+    whole = loaded_whole(report, model, found)
+    return _some([slot for slot in found if id(slot.tensor) in whole], "no parameter was loaded whole")
 
 
-def by_names(names: Iterable[str], model: torch.nn.Module, found: Sequence[Slot], whose: str) -> set[int]:
-    """The tensors (`id`) of these names of the model's state dict. UsageError for names that are not in it."""
-    tensors: dict[str, int] = {slot.name: id(slot.tensor) for slot in found}
-    live: Mapping[str, torch.Tensor] = {
+def loaded_whole(report: LoadReport, model: torch.nn.Module, found: Sequence[Slot]) -> set[int]:
+    """The tensors (`id`) that were loaded whole; UsageError where the report is about another model, or something was
+    replaced since by another shape. What is no parameter need not be there: a module may make it for its state dict."""
+    if not isinstance(report, LoadReport):
+        raise UsageError(f"what was loaded is told by the report of cs.load_into, not by {quoted(report)}")
+    live = _live(model, found)
+    wanted = [key for key in report.loaded if key in live or report.role(key) == "parameter"]
+    partly = set(report.partly)
+    names = by_names(wanted, live, "the report's") - by_names([key for key in wanted if key in partly], live, "")
+    shapes = {name: tuple(value.shape) for name, value in live.items()}
+    report.check_model(shapes, f"the {type(peeled(model)).__name__}")
+    return names
+
+
+def _live(model: torch.nn.Module, found: Sequence[Slot]) -> dict[str, torch.Tensor]:
+    """The parameters and buffers by all of their names, those of wrappers as well."""
+    return {
+        **{slot.name: slot.tensor for slot in found},
         **dict(model.named_parameters(remove_duplicate=False)),
         **dict(model.named_buffers(remove_duplicate=False)),
         **dict(peeled(model).named_buffers(remove_duplicate=False)),
     }
-    tensors |= {name: id(tensor) for name, tensor in live.items()}
-    given = list(names)
-    unknown = [name for name in given if name not in tensors]
+
+
+def named(names: Any, model: torch.nn.Module, found: Sequence[Slot], whose: str) -> set[int]:
+    """The tensors (`id`) of these names of the model's state dict. UsageError for names that are not in it."""
+    given = [names] if isinstance(names, str) else list(names) if isinstance(names, Iterable) else [names]
+    if wrong := [name for name in given if not isinstance(name, str)]:
+        raise UsageError(f"{whose} {quoted(wrong[0])} is no name of a parameter, and no report of cs.load_into")
+    return by_names(given, _live(model, found), whose)
+
+
+def by_names(names: Sequence[str], live: Mapping[str, torch.Tensor], whose: str) -> set[int]:
+    """The tensors (`id`) of these names; UsageError for names that are not among the `live`."""
+    unknown = [name for name in names if name not in live]
     if unknown:
         raise UsageError(
-            f"{whose} {unknown[0]!r} is no name of this model; {near(unknown[0], tensors)}"
+            f"{whose} {unknown[0]!r} is no name of this model; {near(unknown[0], live)}"
             + (f"; {len(unknown) - 1} more are unknown: is it about another model?" if len(unknown) > 1 else "")
         )
-    return {tensors[name] for name in given}
+    return {id(live[name]) for name in names}
 
 
 def _some(found: list[Slot], otherwise: str) -> list[Slot]:

@@ -201,13 +201,13 @@ def gathered(args: Args, names: Names, target: Target | None) -> Iterator[Match]
             yield Match(there, (name,))
 
 
-def nearest(pattern: str, names: Iterable[str]) -> str:
-    """Which keys a pattern, or a prefix, may have meant, in words."""
+def nearest(pattern: str, names: Iterable[str], noun: str = "keys", of: str = "the checkpoint") -> str:
+    """Which keys (or what else the `noun` says, `of` what) a pattern, or a prefix, may have meant, in words."""
     from difflib import get_close_matches
 
     keys = list(islice(names, _LOOKED_AT))
     near = get_close_matches(pattern.replace("\\", "").strip("^$"), keys, 3, 0.4) or keys[:3]
-    return f"the nearest keys are {', '.join(map(repr, near))}" if near else "the checkpoint has no keys"
+    return f"the nearest {noun} are {', '.join(map(repr, near))}" if near else f"{of} has no {noun}"
 
 
 def _named(keys: list[str] | tuple[str, ...]) -> str:

@@ -23,11 +23,12 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from ckptsurgeon.checkpoint import Target, TargetEntry
 from ckptsurgeon.dtypes import DTYPES
 from ckptsurgeon.errors import TargetError
+from ckptsurgeon.kinds import OwnerKind
 from ckptsurgeon.limits import DEFAULT
 from ckptsurgeon.targets import module
 from ckptsurgeon.targets.dependencies import Search, Trace, UntraceableError, Watch, key
@@ -129,11 +130,15 @@ class _Reading:
         return Target(spec.text, entries, True, others, ties), _count(header["nbytes"]), trace
 
     def _entries(self) -> Iterator[tuple[str, TargetEntry]]:
-        for name, dtype, shape, role, owner in _a(list, self.header["entries"]):
-            if role not in ("parameter", "buffer") or len(_a(list, shape)) > DEFAULT.dimensions:
+        for name, dtype, shape, role, owner, kind in _a(list, self.header["entries"]):
+            if (
+                role not in ("parameter", "buffer")
+                or kind not in get_args(OwnerKind)
+                or len(_a(list, shape)) > DEFAULT.dimensions
+            ):
                 raise ValueError("no key of a model")
             spec = TensorSpec(DTYPES[_a(str, dtype)], tuple(map(_count, shape)))
-            yield _a(str, name), TargetEntry(spec, role, _a(str, owner))
+            yield _a(str, name), TargetEntry(spec, role, _a(str, owner), kind)
 
     def _imports(self) -> Iterator[tuple[Search, str | None]]:
         for name, path, origin in _a(list, self.header["imports"]):
@@ -189,7 +194,7 @@ def _store(place: str, made: Target, trace: Trace) -> None:
         "key": os.path.basename(place).partition(".")[0],
         "label": made.label,
         "entries": [
-            [name, entry.spec.dtype.name, list(entry.spec.shape), entry.role, entry.module]
+            [name, entry.spec.dtype.name, list(entry.spec.shape), entry.role, entry.module, entry.kind]
             for name, entry in made.entries.items()
         ],
         "others": made.others,

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from ckptsurgeon import kinds
 from ckptsurgeon.checkpoint import Target, TargetEntry
 from ckptsurgeon.dtypes import DTYPES
 from ckptsurgeon.errors import TargetError
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     import torch
 
 
+Types = tuple[str, kinds.OwnerKind]
 _BUILDING = threading.Lock()
 
 
@@ -46,7 +48,7 @@ def _target(thing: torch.nn.Module, label: str, build: Callable[[int], torch.nn.
 
     state = thing.state_dict(keep_vars=True)
     values = {key: value for key, value in state.items() if isinstance(value, torch.Tensor)}
-    owners = {name: type(owner).__name__ for name, owner in thing.named_modules()}
+    owners = {name: types(owner) for name, owner in thing.named_modules()}
     others = tuple(key for key in state if key not in values)
     if build is not None:
         made_anew = Values(label, lambda seed: build(seed).state_dict(), _nbytes(values))
@@ -63,13 +65,13 @@ def _target(thing: torch.nn.Module, label: str, build: Callable[[int], torch.nn.
 def of_values(
     label: str,
     values: Mapping[str, torch.Tensor],
-    owners: Mapping[str, str],
+    owners: Mapping[str, Types],
     others: tuple[str, ...] = (),
     initial: Values | None = None,
 ) -> Target:
     """The target of a module whose state dict has these tensors; one tensor of two names is a tie.
 
-    `owners` are the types of its modules by their names, `others` the keys of what is no tensor.  TargetError for
+    `owners` are the `types` of its modules by their names, `others` the keys of what is no tensor.  TargetError for
     a tensor of a dtype that no checkpoint can hold.
     """
     import torch
@@ -81,7 +83,9 @@ def of_values(
         if name not in DTYPES:
             raise TargetError(f"{label}: {key!r} has the dtype {name}, which checkpoints cannot hold")
         role: Any = "parameter" if isinstance(value, torch.nn.Parameter) else "buffer"
-        entries[key] = TargetEntry(TensorSpec(DTYPES[name], tuple(value.shape)), role, _owner(key, owners))
+        owner = _owner(key, owners)
+        spec = TensorSpec(DTYPES[name], tuple(value.shape))
+        entries[key] = TargetEntry(spec, role, *owner)
         shared.setdefault(id(value), []).append(key)
     ties = tuple(tuple(group) for group in shared.values() if len(group) > 1)
     return Target(label, entries, True, others, ties, initial)
@@ -108,14 +112,19 @@ def _quantizer(value: torch.Tensor) -> Quantizer | None:
     return Quantizer(scheme, parts[0], parts[1], value.q_per_channel_axis())
 
 
-def _owner(key: str, owners: Mapping[str, str]) -> str:
-    """The type of the innermost module whose name begins the key."""
+def types(module: torch.nn.Module) -> Types:
+    """The class of a module, and what it is by that and the classes that it is made from."""
+    return type(module).__name__, kinds.of_type(one.__name__ for one in type(module).__mro__)
+
+
+def _owner(key: str, owners: Mapping[str, Types]) -> Types:
+    """The `types` of the innermost module whose name begins the key."""
     prefix = key
     while prefix:
         prefix = prefix.rpartition(".")[0]
         if prefix in owners:
             return owners[prefix]
-    return owners.get("", "")
+    return owners.get("", ("", ""))
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,6 +136,10 @@ class Values:
     """Makes the state dict of a model from a seed."""
     nbytes: int
     """The bytes of what `build` makes; 0 where it is there already."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the values that were made: they are made again."""
+        return {"label": self.label, "build": self.build, "nbytes": self.nbytes}
 
     @cached_property
     def _built(self) -> dict[int, dict[str, torch.Tensor]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -53,9 +53,8 @@ def ls(
     With --params FILE may be a model, whose spec names code that is run: torchvision:NAME, timm:NAME,
     transformers:FOLDER, package.module:factory, file.py:factory.
     """
-    from ckptsurgeon import formats, targets
+    from ckptsurgeon import targets
     from ckptsurgeon.errors import UsageError
-    from ckptsurgeon.report import listing
 
     sink = Sink(as_json, quiet)
     if (tree or extras) and (match or stats or (tree and extras)):
@@ -68,19 +67,35 @@ def ls(
         return
     if targets.is_spec(str(file)):
         raise UsageError(f"{file}: no such file; the parameters of a model are listed with --params")
+    _file(sink, file, "tree" if tree else "extras" if extras else "tensors", pattern, limit, select, stats)
+
+
+def _file(
+    sink: Sink,
+    file: Path,
+    what: Literal["tree", "extras", "tensors"],
+    pattern: re.Pattern[str] | None,
+    limit: int | None,
+    select: str | None,
+    stats: bool,
+) -> None:
+    """A file, as its tree, as what is beside its tensors, or as its tensors."""
+    from ckptsurgeon import formats
+    from ckptsurgeon.report import listing
+
     document = formats.inspect(file)
-    if tree:
+    if what == "tree":
         from ckptsurgeon.report import tree as trees
 
         root = trees.tree(document, select)
         sink.result(lambda: trees.text(root, limit), lambda: trees.data(document, root))
-    elif extras:
+    elif what == "extras":
         from ckptsurgeon.report import extras as rest
 
         found, place = rest.of(document, select)
         sink.result(lambda: rest.text(document, found, limit), lambda: rest.data(document, found, place))
     elif select is None and document.candidates and document.main is None:
-        if match or stats:
+        if pattern is not None or stats:
             sink.note("--match and --stats are about one state dict: choose one with --select")
         sink.result(lambda: listing.candidates_text(document), lambda: listing.candidates_data(document))
     else:
