@@ -99,15 +99,6 @@ class Checkpoint(Mapping[str, TensorRef]):
         """The bytes of all tensors, each counted in full; no disk is touched."""
         return sum(ref.nbytes for ref in self.tensors.values())
 
-    @property
-    def in_order(self) -> bool:
-        """Whether the keys may stand in the order of a model's parameters: safetensors and sharded sets are written in
-        another, and a dict whose keys are sorted, without the versions that torch saves, may have been as well."""
-        if self.origin is not None and any(word in self.origin.format for word in ("safetensors", "sharded")):
-            return False
-        keys = list(self.tensors)
-        return bool(self.versions) or keys != sorted(keys)
-
     def tied(self) -> tuple[tuple[str, ...], ...]:
         """The groups of keys that share one storage, in order."""
         if _in_order(self.tensors.values()):

@@ -56,6 +56,7 @@ def some_rules(shapes: dict[str, tuple[int, ...]], number: int, rng: random.Rand
 
 @settings(max_examples=60)
 @given(st.integers(0, 1 << 30))
+@example(294)
 @example(526071)
 @example(190767901)
 def test_what_was_as_the_weights_were_is_as_they_are(seed: int) -> None:

@@ -57,7 +57,7 @@ def init_missing(
     scheme: str | float | Callable[..., Any] | Mapping[Any, Any] = "kaiming_fan_out",
     seed: int = 0,
 ) -> Initialised:
-    """Initialise what `load_into` did not load (`report.kept`), and the rest of what it loaded a part of (`.partly`).
+    """Initialise what `load_into` did not load (`report.kept`), and the rest of what it loaded a part of (`.unfilled`).
 
     `scheme` is a word for all weights: `kaiming_fan_out`, `kaiming_uniform`, `xavier_uniform`, `normal:0.02`,
     `trunc_normal`, `orthogonal`, `zeros`, a number …; `torchvision` (convolutions by fan-out, matrices normal:0.01) or
@@ -193,7 +193,7 @@ def _new(report: LoadReport, target: Target, groups: Groups) -> dict[str, Shape 
 def _left(report: LoadReport, groups: Groups, todo: Mapping[str, Choice | None]) -> dict[str, str]:
     """What is left as it was, and why."""
     left = {}
-    for key in (*report.kept, *report.partly):
+    for key in (*report.kept, *report.unfilled):
         other = next((name for name in groups.get(key, ()) if name != key), None)
         if key not in todo and other is not None:
             left[key] = f"shares its memory with {other!r}"

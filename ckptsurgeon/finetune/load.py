@@ -116,7 +116,7 @@ def _problems(report: LoadReport, found: _survey.Survey, parts: list[_live.Part]
     yield from _sharing.contradictions(found.target.label, found.target.ties, found.overlaps, refs)
     if found.on_meta or found.unreachable:
         (part,) = parts
-        whole = [key for key in report.loaded if key not in report.partly]
+        whole = [key for key in report.loaded if key not in report.unfilled]
         with part.open(False) as held:
             yield from _assigning.unsettled(found, held.tensors, whole)
 

@@ -46,7 +46,7 @@ class LoadReport:
             plan,
             tuple(counts),
             tuple(key for key in plan.target.entries if key not in counts),
-            tuple(key for key, count in counts.items() if count < plan.target.entries[key].spec.numel),
+            tuple(key for key in counts if key in plan.overlapped),
             sum(counts.values()),
             plan.target.numel,
         )
@@ -68,10 +68,11 @@ class LoadReport:
         return tuple(self.plan.dropped)
 
     @property
-    def cut(self) -> tuple[str, ...]:
-        """Those of `loaded` that came in full, of a larger tensor of the checkpoint."""
-        partly = set(self.partly)
-        return tuple(key for key in self.plan.overlapped if key not in partly)
+    def unfilled(self) -> tuple[str, ...]:
+        """Those of `partly` that keep elements of the model's own: a part of a larger tensor fills the others."""
+        target = self.plan.target
+        assert target is not None
+        return tuple(key for key in self.partly if self.plan.overlapped[key] < target.entries[key].spec.numel)
 
     @property
     def others(self) -> tuple[str, ...]:
@@ -122,7 +123,7 @@ class LoadReport:
         found = self.covered
         if found.least >= min_coverage:
             return self
-        without = (*self.kept, *self.partly)
+        without = (*self.kept, *self.unfilled)
         named = ", ".join(map(repr, without[:_NAMED]))
         more = f" and {len(without) - _NAMED:,} more" if len(without) > _NAMED else ""
         text = (
@@ -154,7 +155,6 @@ class LoadReport:
             "kept": {key: self._why_kept(key) for key in self.kept},
             "buffers_kept": list(self.buffers_kept),
             "partly": {key: self.plan.mismatched[key] for key in self.partly},
-            "cut": {key: self.plan.mismatched[key] for key in self.cut},
             "dropped": dict(self.plan.dropped),
             "others": list(self.others),
             "unwrapped": list(self.unwrapped),
@@ -178,8 +178,6 @@ class LoadReport:
             yield "kept as it was", f"{key} ({self._why_kept(key)})"
         for key in self.partly:
             yield "partly loaded", f"{key} ({self.plan.mismatched[key]})"
-        for key in self.cut:
-            yield "cut to fit", f"{key} ({self.plan.mismatched[key]})"
         for key, why in self.plan.dropped.items():
             yield "not used", f"{key} ({why})"
         for warning in self.plan.warnings:

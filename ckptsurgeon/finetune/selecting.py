@@ -234,7 +234,7 @@ def loaded_whole(report: LoadReport, model: torch.nn.Module, found: Sequence[Slo
         raise UsageError(f"what was loaded is told by the report of cs.load_into, not by {quoted(report)}")
     live = _live(model, found)
     wanted = [key for key in report.loaded if key in live or report.role(key) == "parameter"]
-    partly = set(report.partly)
+    partly = set(report.unfilled)
     names = by_names(wanted, live, "the report's") - by_names([key for key in wanted if key in partly], live, "")
     shapes = {name: tuple(value.shape) for name, value in live.items()}
     report.check_model(shapes, f"the {type(peeled(model)).__name__}")

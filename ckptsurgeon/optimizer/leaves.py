@@ -14,6 +14,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from ckptsurgeon.checkpoint import Checkpoint, Target
+from ckptsurgeon.errors import UsageError
 from ckptsurgeon.ops.values import Cast
 from ckptsurgeon.optimizer.naming import prefixes_of
 from ckptsurgeon.plans import Plan, Step
@@ -98,7 +99,8 @@ class Change:
     @classmethod
     def of(cls, made: Plan) -> Change:
         """The formulas of a plan without problems."""
-        assert made.on is not None
+        if made.on is None:
+            raise UsageError("a report that was pickled no longer tells how its plan is made: load the model again")
         return cls(made, made.on(symbols(made.source)).result.tensors)
 
     @cached_property
@@ -184,9 +186,8 @@ class Change:
         if self._model is not None:
             there = {group[0]: [key for key in group if key in self.formulas] for group in self._model.ties}
             return tuple((there.get(key) or [key])[0] for key in _parameters(self._model))
-        made = self.formulas  # of one tensor in two shapes no model makes one parameter
-        tied = Checkpoint(made).tied()
-        doubles = {key for first, *rest in tied for key in rest if made[key].shape == made[first].shape}
+        made = self.made.result  # of one tensor in two shapes no model makes one parameter
+        doubles = {key for first, *rest in made.tied() for key in rest if made[key].shape == made[first].shape}
         found = [key for key in self.formulas if key not in doubles and self._may_train(key)]
         if not self._target_in_order:
             places = {key: place for place, key in enumerate(self.candidates)}
