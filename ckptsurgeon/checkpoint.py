@@ -216,6 +216,7 @@ class Target:
     the groups of keys that share one parameter. `tensors` are those that it holds; None for a model
     that is only named, whose values a seed would have to make. `cached` tells that the model was not
     built: all of this was kept from an earlier time. `remarks` are those of a checkpoint, `in_order` too.
+    `facts` are numbers that a model says of itself and no header shows: `heads`, `kv_heads`, `rotary`.
     """
 
     label: str
@@ -228,6 +229,7 @@ class Target:
     remarks: tuple[str, ...] = ()
     cached: bool = False
     in_order: bool = True
+    facts: Mapping[str, int] = field(default_factory=dict)
 
     def initial_source(self, key: str, seed: int) -> Source:
         """How the value that the target itself would give `key` is made; UsageError if it has none."""

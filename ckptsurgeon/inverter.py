@@ -24,7 +24,6 @@ from ckptsurgeon.rules.condense import ASIDE, MARK, Edge, Line, Names
 from ckptsurgeon.tensor import TensorSpec
 
 _SHOWN = 3
-_DIGITS = re.compile(r"(\d+)")
 Specs = Mapping[str, TensorSpec]
 _READ: dict[str, Callable[[str], Any]] = {"pattern": re.compile, "numbered": Numbered, "template": str}
 
@@ -214,14 +213,14 @@ def _ways(
     """What undoes one edge: mostly one operation, two where numbers are not such as `{i}` can say."""
     start = given.get("start", 0)
     if name == "stack":
-        marked, dim = _marked(outputs, start), given.get("dim", 0) % len(specs[0].shape)
+        marked, dim = condense.marked(outputs, start), given.get("dim", 0) % len(specs[0].shape)
         if marked is not None:
             yield 1, name, given, Edge((marked,), inputs, outputs)
             return
         yield from ((0, "unsqueeze", {"dims": (dim,)}, Edge((output,), ())) for output in outputs)
         yield 1, "concat", {"dim": dim}, Edge(outputs, inputs)
     elif name == "unstack":
-        marked, dim = _marked(inputs, start), given.get("dim", 0) % (len(specs[0].shape) + 1)
+        marked, dim = condense.marked(inputs, start), given.get("dim", 0) % (len(specs[0].shape) + 1)
         if marked is not None:
             yield 1, name, given, Edge(outputs, (marked,))
             return
@@ -255,18 +254,6 @@ def _set_aside(edges: list[Edge], names: tuple[str, ...]) -> tuple[list[str], li
         goals.update(moved)
         made.append(Edge((ASIDE + edge.there[0],), edge.made, tuple(moved.values())))
     return [render("rename", _renaming(*pair)) for pair in condense.renames(goals, names)] if goals else [], made
-
-
-def _marked(names: Names, start: int) -> str | None:
-    """Names numbered from `start` as one, in which a mark stands for the number; None where that is not all of it."""
-    first, last = (_DIGITS.split(names[end]) for end in (0, -1))
-    if len(first) != len(last):
-        return None
-    odd = range(1, len(first), 2)
-    places = [i for i in odd if first[i] != last[i]] or [i for i in odd if first[i] == str(start)][-1:]
-    made = "".join(MARK if i in places else part for i, part in enumerate(first))
-    fine = bool(places) and all(made.replace(MARK, str(start + i)) == name for i, name in enumerate(names))
-    return made if fine else None
 
 
 def _words(name: str, line: Line) -> dict[str, Any]:

@@ -211,6 +211,23 @@ def _literal(edge: Edge) -> Line:
     return Line(tuple(f"^{_escaped(name)}$" for name in edge.there), tuple(map(_plain, edge.made)))
 
 
+def numbers(name: str) -> Names:
+    """The numbers in a name, in order."""
+    return tuple(_DIGITS.findall(name))
+
+
+def marked(names: Names, start: int) -> str | None:
+    """Names numbered from `start` as one, in which a mark stands for the number; None where that is not all of it."""
+    first, last = (_DIGITS.split(names[end]) for end in (0, -1))
+    if len(first) != len(last):
+        return None
+    odd = range(1, len(first), 2)
+    places = [i for i in odd if first[i] != last[i]] or [i for i in odd if first[i] == str(start)][-1:]
+    made = "".join(MARK if i in places else part for i, part in enumerate(first))
+    fine = bool(places) and all(made.replace(MARK, str(start + i)) == name for i, name in enumerate(names))
+    return made if fine else None
+
+
 # -- renames -----------------------------------------------------------------------------------
 
 

@@ -1,0 +1,116 @@
+"""`Alignment`, what `align` finds: a recipe, what goes where and why, what stays open, and what is left over."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from ckptsurgeon.checkpoint import Checkpoint, Target
+from ckptsurgeon.errors import Problem
+from ckptsurgeon.rules import Recipe
+
+Grade = Literal["certain", "order", "open"]
+LEAST = 0.5
+"""The share of the target's parameters below which two are different architectures."""
+
+
+@dataclass(frozen=True)
+class Match:
+    """Tensors of the source that become tensors of the target, in every block alike.
+
+    `sources` and `targets` are the names of modules, with `{}` for the numbers of blocks; `count` is how many tensors
+    of the target come of it, `numel` their elements.  `how` says what is done besides a rename.  `grade` is `certain`
+    where no other assignment explains names as well, `order` where only the order of definition tells, `open` where
+    nothing does; `margin` is how many points the next best assignment has less, and `why` the evidence.
+    """
+
+    sources: tuple[str, ...]
+    targets: tuple[str, ...]
+    count: int
+    numel: int
+    how: str
+    grade: Grade
+    margin: float
+    why: tuple[str, ...]
+    group: str
+
+
+@dataclass(frozen=True)
+class Edge:
+    """Keys of the source and the keys of the target that are made of them."""
+
+    sources: tuple[str, ...]
+    targets: tuple[str, ...]
+    grade: Grade
+
+
+@dataclass(frozen=True)
+class Question:
+    """Something that is not told by what there is: what it is about, and lines that would answer it, of which one is to
+    be given (`--hint …` or `--rule …`)."""
+
+    text: str
+    sources: tuple[str, ...] = ()
+    targets: tuple[str, ...] = ()
+    answers: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        if not self.answers:
+            return self.text
+        return f"{self.text}; give one of: {', '.join(self.answers[:4])}"
+
+
+@dataclass(frozen=True)
+class Leftover:
+    """A key that has no partner, and why: `other size`, `computed`, `new`, `block`, `open`, `unused`, `again`."""
+
+    key: str
+    shape: tuple[int, ...]
+    kind: str
+    text: str
+
+
+@dataclass(frozen=True, eq=False)
+class Alignment:
+    """How a checkpoint becomes what a target wants.
+
+    `recipe` has the rules for what was matched; `matches` say why, `edges` key by key; `questions` are open; `missing`
+    and `unused` are the keys of the target and of the source that are left; `agreement` is the share of the elements
+    of the target's parameters that come from the source.
+    """
+
+    source: Checkpoint
+    target: Target
+    recipe: Recipe
+    matches: tuple[Match, ...]
+    edges: tuple[Edge, ...]
+    questions: tuple[Question, ...]
+    missing: tuple[Leftover, ...]
+    unused: tuple[Leftover, ...]
+    agreement: float
+    notes: Mapping[str, str] = field(default_factory=dict)
+    """What each rule is for, by its text."""
+
+    @property
+    def certain(self) -> bool:
+        """Whether every key of the target is explained, every key of the source used, and nothing is open."""
+        return not self.refusals()
+
+    def refusals(self, fit: bool = False) -> tuple[Problem, ...]:
+        """Why it is not applied by itself; with `fit` policies settle what is not there, never what is open."""
+        problems = [Problem(str(question), kind="ambiguous") for question in self.questions]
+        if self.agreement < LEAST and self.target.entries:
+            percent = f"{100 * self.agreement:.0f} %"
+            text = f"these are different architectures: {percent} of the parameters of {self.target.label} come from the source"
+            problems.append(Problem(text, kind="different"))
+        for left in self.missing:
+            if left.kind in ("block", "open") or not fit:
+                way = "" if fit or left.kind in ("block", "open") else "; --fit initialises it"
+                text = f"{left.key!r} {list(left.shape)} of {self.target.label} has no source: {left.text}{way}"
+                problems.append(Problem(text, key=left.key, kind="missing"))
+        for left in () if fit else self.unused:
+            if left.kind != "again":
+                text = f"{left.key!r} {list(left.shape)} is not used: {left.text}; --fit drops it"
+                problems.append(Problem(text, key=left.key, kind="unexpected"))
+        return tuple(problems)

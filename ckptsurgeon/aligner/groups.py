@@ -1,0 +1,202 @@
+"""Groups: pairs of runs, block by block, and what is outside of them; each is solved as one small problem."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from ckptsurgeon.aligner import matching, runs, slots
+from ckptsurgeon.aligner.matching import Allowed, Outcome
+from ckptsurgeon.aligner.runs import Meeting, Run
+from ckptsurgeon.aligner.scores import TELLING
+from ckptsurgeon.aligner.slots import Slot
+from ckptsurgeon.aligner.units import Side, Unit
+from ckptsurgeon.aligner.votes import Votes
+
+
+@dataclass(eq=False)
+class Group:
+    """Blocks that go together, as pairs of their paths ("" for what is outside of blocks), and what was found in them.
+
+    `doubt` says why the blocks themselves may be the wrong ones; `spare` are blocks of each side without a partner.
+    """
+
+    name: str
+    pairs: tuple[tuple[str, str], ...]
+    outcome: Outcome
+    computed: Outcome
+    meeting: Meeting | None = None
+    doubt: str = ""
+    rivals: tuple[str, ...] = ()
+    spare: tuple[tuple[str, ...], tuple[str, ...]] = ((), ())
+
+
+@dataclass(eq=False)
+class _Left:
+    """The units of both sides that no group has taken yet."""
+
+    sources: list[Unit]
+    targets: list[Unit]
+    votes: Votes = field(default_factory=Votes)
+
+
+def groups(source: Side, target: Side, allowed: Allowed | None = None) -> list[Group]:
+    """All groups, those of blocks first and the rest last."""
+    left = _Left(list(source.units), list(target.units))
+    made = []
+    while True:
+        found = _next(left, allowed)
+        if found is None:
+            break
+        made += [_blocks(left, one, source, doubt, rivals, allowed) for one, doubt, rivals in found]
+    outcomes = _solved([("", left.sources)], [("", left.targets)], left.votes, allowed)
+    made += [Group("outside of blocks", (("", ""),), *one) for one in outcomes]
+    return made
+
+
+def _next(left: _Left, allowed: Allowed | None) -> list[tuple[Meeting, str, tuple[str, ...]]] | None:
+    """The runs that go together best, with why they may not; None where there are none."""
+    found = runs.meetings(runs.runs(left.sources), runs.runs(left.targets))
+    if not found:
+        return None
+    best = found[0]
+    equal = [one for one in found if one.rank == best.rank and _sizes(one) == _sizes(best)]
+    sources, targets = _outermost(one.source for one in equal), _outermost(one.target for one in equal)
+    stand_ins = [[_stand_in(run) for run in side] for side in (sources, targets)]
+    out = matching.match(*stand_ins, left.votes, allowed)
+    by_slot = {id(slot): run for slot, run in zip((*stand_ins[0], *stand_ins[1]), (*sources, *targets), strict=True)}
+    meetings = {(one.source.pattern, one.target.pattern): one for one in equal}
+    made = []
+    for pair in out.pairs:
+        one = meetings.get((by_slot[id(pair.source)].pattern, by_slot[id(pair.target)].pattern))
+        if one is None:
+            continue
+        several = len(sources) > 1 or len(targets) > 1
+        doubt = "other blocks are as alike, and names do not tell" if several and pair.margin < TELLING else ""
+        rivals = tuple(run.pattern for run in sources if run is not one.source) if doubt else ()
+        if not one.unique:
+            doubt = f"{len(one.source.blocks)} blocks fit {len(one.target.blocks)} in more than one way"
+        made.append((one, doubt, rivals))
+    if made:
+        return made
+    if allowed is not None:  # a hint forbids the best: what it allows may be worse
+        for one in found:
+            if allowed(_stand_in(one.source), _stand_in(one.target)):
+                return [(one, "" if one.unique else "more than one way", ())]
+    return None
+
+
+def _sizes(one: Meeting) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    return one.source.sizes, one.target.sizes
+
+
+def _outermost(some: Iterable[Run]) -> list[Run]:
+    """Runs that do not lie in each other."""
+    made: list[Run] = []
+    for run in sorted({run.pattern: run for run in some}.values(), key=lambda run: len(run.pattern)):
+        if not any(run.pattern.startswith(other.pattern + ".") for other in made):
+            made.append(run)
+    return sorted(made, key=lambda run: min(unit.at for unit in run.blocks[0].units))
+
+
+def _stand_in(run: Run) -> Slot:
+    """A run as something that is matched by its name."""
+    path = run.pattern.replace("{}", "0")
+    return slots.described([Slot(path, (0,), tuple(run.blocks[0].units[:1]), {"own": ((1,),)})])[0]
+
+
+def _blocks(
+    left: _Left, one: Meeting, source: Side, doubt: str, rivals: tuple[str, ...], allowed: Allowed | None
+) -> Group:
+    """The group of two runs; their units are taken."""
+    ours = [one.source.blocks[here] for here, _ in one.pairs]
+    others = [one.target.blocks[there] for _, there in one.pairs]
+    taken = {id(unit) for block in (*ours, *others) for unit in block.units}
+    left.sources = [unit for unit in left.sources if id(unit) not in taken]
+    left.targets = [unit for unit in left.targets if id(unit) not in taken]
+    left.votes.add(one.source.pattern + ".", one.target.pattern + ".", sum(len(block.units) for block in others))
+    if not doubt and source.in_order and one.source.is_shuffled and len(set(one.source.sizes)) < len(ours):
+        doubt = "the file has the blocks in another order than that of their numbers"
+    outcomes = _solved(
+        [(block.path, block.units) for block in ours], [(block.path, block.units) for block in others], Votes(), allowed
+    )
+    outcome, computed = outcomes[0]
+    spare = tuple(
+        tuple(block.path for at, block in enumerate(run.blocks) if at not in {pair[side] for pair in one.pairs})
+        for side, run in enumerate((one.source, one.target))
+    )
+    pairs = tuple((a.path, b.path) for a, b in zip(ours, others, strict=True))
+    name = f"{one.source.pattern} → {one.target.pattern}"
+    return Group(name, pairs, outcome, computed, one, doubt, rivals, (spare[0], spare[1]))
+
+
+Blocks = Sequence[tuple[str, Sequence[Unit]]]
+
+
+def _solved(ours: Blocks, others: Blocks, votes: Votes, allowed: Allowed | None) -> list[tuple[Outcome, Outcome]]:
+    """What goes together in blocks; where one assignment for all of them leaves something, each kind of block by
+    itself."""
+    a, b = slots.slots(ours), slots.slots(others)
+    outcome = matching.match(slots.joined(a, b), slots.joined(b, a), votes, allowed)
+    if outcome.targets and len(ours) > 1:
+        kinds = _kinds(ours, others)
+        if len(kinds) > 1:
+            parts = []
+            for numbers in kinds:
+                some = [_only(side, set(numbers)) for side in (ours, others)]
+                a, b = (_numbered(slots.slots(one), numbers) for one in some)
+                parts.append(matching.match(slots.joined(a, b), slots.joined(b, a), votes, allowed))
+            together = Outcome(*([one for part in parts for one in getattr(part, name)] for name in ("pairs", "sources", "targets")))
+            if _found(together) > _found(outcome):
+                outcome = together
+    return [(outcome, _computed(ours, others, outcome))]
+
+
+def _found(outcome: Outcome) -> int:
+    return sum(pair.target.numel for pair in outcome.pairs)
+
+
+def _kinds(ours: Blocks, others: Blocks) -> list[list[int]]:
+    """The numbers of blocks that have the same units on both sides; the most frequent kind first."""
+    made: dict[object, list[int]] = defaultdict(list)
+    for number, blocks in enumerate(zip(ours, others, strict=True)):
+        key = tuple(
+            frozenset((unit.path[len(path) :], frozenset(unit.needed)) for unit in units) for path, units in blocks
+        )
+        made[key].append(number)
+    return sorted(made.values(), key=len, reverse=True)
+
+
+def _only(blocks: Blocks, numbers: set[int]) -> Blocks:
+    return [(path, units) for number, (path, units) in enumerate(blocks) if number in numbers]
+
+
+def _numbered(made: list[Slot], numbers: Sequence[int]) -> list[Slot]:
+    """Slots of some of the blocks, with the numbers that these have among all."""
+    for slot in made:
+        slot.present = tuple(numbers[at] for at in slot.present)
+    return made
+
+
+def _computed(ours: Blocks, others: Blocks, outcome: Outcome) -> Outcome:
+    """Buffers that are units of themselves, by the last words of their names."""
+    both = []
+    for blocks in (ours, others):
+        found: dict[str, dict[int, Unit]] = defaultdict(dict)
+        for number, (path, units) in enumerate(blocks):
+            for unit in units:
+                if not unit.needed:
+                    found[unit.path[len(path) + 1 if path else 0 :]][number] = unit
+        made = [
+            Slot(path, tuple(some), tuple(some.values()), {
+                role: tuple(unit.leaves[role].shape for unit in some.values()) for role in next(iter(some.values())).leaves
+            })
+            for path, some in found.items()
+            if len({frozenset(unit.leaves) for unit in some.values()}) == 1
+        ]
+        both.append(slots.described(made))
+    votes = Votes()
+    for pair in outcome.pairs:
+        votes.add(pair.source.path, pair.target.path)
+    return matching.match(*both, votes, lambda a, b: a.path.rpartition(".")[2] == b.path.rpartition(".")[2])

@@ -1,0 +1,157 @@
+"""What a header cannot show: layouts, decided by their siblings and by conventions that are kept here with their sources.
+
+A square matrix may be transposed or not; its siblings that are not square tell.  Joined projections are blocks, or by
+head; rotary embeddings turn halves, or pairs.  What neither siblings nor conventions tell is asked.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from ckptsurgeon.aligner import vocabulary
+from ckptsurgeon.aligner.groups import Group
+from ckptsurgeon.aligner.matching import Pair
+from ckptsurgeon.aligner.relations import Order
+from ckptsurgeon.aligner.slots import Slot
+
+_TRANSPOSED = ("Conv1D",)
+"""Modules whose weight is (in, out): transformers' Conv1D of GPT-2."""
+_EMBEDDINGS = frozenset(("embed", "pos", "token", "type", "table", "cls", "dist", "reg"))
+_META = frozenset(("w1", "w2", "w3"))
+
+
+@dataclass(frozen=True)
+class Heads:
+    """How many heads queries have, and keys and values."""
+
+    queries: int
+    keys: int
+
+
+def orders(groups: Sequence[Group]) -> tuple[dict[tuple[int, str], Order], list[tuple[Pair, str]]]:
+    """The order of dimensions of every match whose shapes leave it open, by the identity of the match and the role;
+    and the matches of which nothing tells."""
+    votes: dict[object, Counter[Order]] = defaultdict(Counter)
+    open_: list[tuple[Group, Pair, str]] = []
+    for group in groups:
+        for pair in group.outcome.pairs:
+            for role, (_, relation) in pair.roles.items():
+                first = relation.orders[0]
+                if len(first) < 2 or relation.flat or _is_embedding(pair):
+                    continue
+                if len(relation.orders) > 1:
+                    open_.append((group, pair, role))
+                    continue
+                for scope in _scopes(group, pair, len(first)):
+                    votes[scope][first] += 1
+    decided: dict[tuple[int, str], Order] = {}
+    asked: list[tuple[Pair, str]] = []
+    for group, pair, role in open_:
+        relation = pair.roles[role][1]
+        length = len(relation.orders[0])
+        said = next((votes[scope] for scope in _scopes(group, pair, length) if votes.get(scope)), None)
+        plain = tuple(range(length))
+        if said is not None:
+            fitting = [order for order in said if order in relation.orders]
+            if len(said) == 1 and fitting:
+                decided[id(pair), role] = fitting[0]
+            elif pair.target.module_name not in _TRANSPOSED and set(said) == {plain}:
+                decided[id(pair), role] = plain
+            else:
+                asked.append((pair, role))
+        elif relation.orders[0] == plain and not _may_be_transposed(pair, length):
+            decided[id(pair), role] = plain
+        else:
+            asked.append((pair, role))
+    return decided, asked
+
+
+def _scopes(group: Group, pair: Pair, length: int) -> Iterator[object]:
+    """Where the siblings are, the nearest first: the same kind of module in the block, the block, the model."""
+    module = pair.target.module_name
+    yield "block", id(group), module, length
+    yield "model", module, length
+    if not module:
+        yield "block", id(group), length
+        yield "all", length
+    elif module not in _TRANSPOSED:
+        yield "rank", length
+
+
+def _is_embedding(pair: Pair) -> bool:
+    unit = next(pair.target.every())
+    if unit.kind:
+        return unit.kind == "embedding"
+    return bool(_EMBEDDINGS & (set(pair.target.words) | set(pair.source.words))) and "proj" not in pair.target.words
+
+
+def _may_be_transposed(pair: Pair, length: int) -> bool:
+    """Whether a module is of a kind that lies the other way round in one of the two libraries."""
+    keys = [leaf.key.rpartition(".")[2] for unit in pair.source.every() for leaf in unit.leaves.values()]
+    return length == 2 and (pair.target.module_name in _TRANSPOSED or "kernel" in keys)
+
+
+# -- heads -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How joined projections lie on each side (`blocks`, `groups`), and the convention to which rotary pairs turn."""
+
+    here: str = ""
+    there: str = ""
+    rotary: str = ""
+    which: str = ""
+
+    @property
+    def wants_heads(self) -> bool:
+        return self.here != self.there or bool(self.rotary)
+
+
+def layout(pair: Pair, group: Group) -> Layout:
+    """What conventions say of a match."""
+    here, there = (_joined(slot) for slot in (pair.source, pair.target))
+    if here or there:
+        if not pair.source.parts and not pair.target.parts:
+            return Layout(here, there) if here and there else Layout()
+        return Layout("groups" if here == "groups" else "", "") if pair.target.parts else Layout("", there if there == "groups" else "")
+    a, b = (slot.path.rpartition(".")[2] for slot in (pair.source, pair.target))
+    for names, others, to in ((("wq", "wk"), ("q_proj", "k_proj"), "half"), (("q_proj", "k_proj"), ("wq", "wk"), "pairs")):
+        if a in names and b in others and names.index(a) == others.index(b):
+            return Layout(rotary=to, which=("q", "k")[names.index(a)])
+    return Layout()
+
+
+def _joined(slot: Slot) -> str:
+    what = slot.means.what
+    if what.startswith("qkv by heads"):
+        return "groups"
+    return "blocks" if what.startswith("qkv") else ""
+
+
+def is_meta(group: Group, side: str) -> bool:
+    """Whether the blocks are spelt as in Meta's Llama, where rotary pairs lie side by side."""
+    some: list[Slot] = [getattr(pair, side) for pair in group.outcome.pairs]
+    every = [inner for slot in some for inner in _leaves(slot)]
+    return {slot.path.rpartition(".")[2] for slot in every} >= _META
+
+
+def _leaves(slot: Slot) -> Iterator[Slot]:
+    if slot.parts:
+        for part in slot.parts:
+            yield from _leaves(part)
+    else:
+        yield slot
+
+
+def heads(facts: Mapping[str, int]) -> Heads | None:
+    """What a model says of its heads."""
+    queries = facts.get("heads")
+    return None if not queries else Heads(queries, facts.get("kv_heads") or queries)
+
+
+def unknown(slot: Slot) -> bool:
+    """Whether the name of a joined tensor is in no table."""
+    return not vocabulary.meaning(slot.path, (), False).what

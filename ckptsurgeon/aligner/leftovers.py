@@ -1,0 +1,129 @@
+"""What is left on both sides, and whether that may be: a new head, a buffer, or a parameter that nobody thought of."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+from ckptsurgeon.aligner import scores
+from ckptsurgeon.aligner.alignment import Edge, Leftover, Question
+from ckptsurgeon.aligner.groups import Group
+from ckptsurgeon.aligner.runs import pattern
+from ckptsurgeon.aligner.units import Leaf, Side, Unit
+
+
+def ties(target: Side, done: set[str]) -> list[tuple[str, str]]:
+    """Names of the target that share a parameter with one that is there: the one that is there, and the other."""
+    made = []
+    for group in target.ties:
+        there = [key for key in group if key in done]
+        made += [(there[0], key) for key in group if there and key not in done]
+    return made
+
+
+class Left:
+    """The keys that no edge touches."""
+
+    def __init__(
+        self, source: Side, target: Side, groups: Sequence[Group], edges: Sequence[Edge], ties: Sequence[tuple[str, str]]
+    ) -> None:
+        self.source, self.target, self.groups = source, target, groups
+        self.used = {key for edge in edges for key in edge.sources}
+        self.sure = {key for edge in edges if edge.grade != "open" for key in edge.targets} | {key for _, key in ties}
+        self.asked = {key for edge in edges if edge.grade == "open" for key in edge.targets} - self.sure
+        self.open_pairs = self._open_pairs()
+        self.spare = {path for group in groups for path in group.spare[1]}
+
+    def _open_pairs(self) -> list[tuple[Unit, list[Unit]]]:
+        """Slots of the target without a partner, with those of the source without one that would fit in shape."""
+        made = []
+        for group in self.groups:
+            for slot in group.outcome.targets:
+                fits = [one for one in group.outcome.sources if scores.fitting(one, slot) is not None]
+                if fits:
+                    made.append((next(slot.every()), [next(one.every()) for one in fits]))
+        return made
+
+    def questions(self) -> list[Question]:
+        made = []
+        for unit, others in self.open_pairs:
+            names = ", ".join(repr(other.path) for other in others[:4])
+            answers = tuple(f"--hint '{other.path}={unit.path}'" for other in others[:4])
+            made.append(Question(f"{unit.path!r} may come from {names}, but nothing in their names says so", tuple(o.path for o in others), (unit.path,), answers))
+        for group in self.groups:
+            for small, large in group.outcome.crowds:
+                text = f"{len(small)} tensors of one shape are to go to {len(large)}, and names do not tell which to which"
+                made.append(Question(text, tuple(slot.path for slot in small[:4]), tuple(slot.path for slot in large[:4])))
+        return made
+
+    def missing(self) -> tuple[Leftover, ...]:
+        open_ = {unit.path for unit, _ in self.open_pairs}
+        left = [leaf for leaf in self.target.leaves if leaf.key not in self.sure and leaf.key not in self.asked]
+        heads = self._heads()
+        made = []
+        paths = {leaf.key: unit.path for unit in self.target.units for leaf in unit.leaves.values()}
+        whole = Counter(self._spare_of(paths[leaf.key]) for leaf in left)
+        needed = Counter(self._spare_of(leaf_path) for leaf_path in paths.values())
+        for leaf in left:
+            path = paths[leaf.key]
+            spare = self._spare_of(path)
+            if leaf.computed:
+                kind, text = "computed", "a buffer that the model computes itself"
+            elif path in open_:
+                kind, text = "open", "the source has tensors that would fit, and nothing says which"
+            elif spare and whole[spare] == needed[spare]:
+                kind, text = "block", f"the source has no block for {spare!r}, as it has for the others of {pattern(spare)}"
+            elif path in heads:
+                kind, text = "other size", f"in the source {heads[path]}"
+            else:
+                kind, text = "new", "nothing in the source is of its shape"
+            made.append(Leftover(leaf.key, leaf.shape, kind, text))
+        return tuple(made)
+
+    def _spare_of(self, path: str) -> str:
+        """The block without a partner that a path is in; "" if in none."""
+        at = len(path)
+        while at > 0:
+            if path[:at] in self.spare:
+                return path[:at]
+            at = path.rfind(".", 0, at)
+        return ""
+
+    def _heads(self) -> dict[str, str]:
+        """Units of the target whose like in the source has another size."""
+        made: dict[str, str] = {}
+        for group in self.groups:
+            for slot in group.outcome.targets:
+                for other in group.outcome.sources:
+                    alike = set(slot.words) & set(other.words) or slot.path == other.path
+                    if alike and set(slot.shapes) == set(other.shapes):
+                        leaf = next(iter(next(other.every()).needed.values()))
+                        for unit in slot.every():
+                            made.setdefault(unit.path, f"{leaf.key!r} is {list(leaf.shape)}")
+        return made
+
+    def unused(self) -> tuple[Leftover, ...]:
+        again = {key: group for group in self.source.ties for key in group if self.used & set(group)}
+        made = []
+        for leaf in self.source.leaves:
+            if leaf.key in self.used:
+                continue
+            if leaf.key in again:
+                first = next(key for key in again[leaf.key] if key in self.used)
+                kind, text = "again", f"another name of {first!r}"
+            elif leaf.computed:
+                kind, text = "computed", "a buffer that models compute themselves"
+            else:
+                kind, text = "unused", "the target has no place for it"
+            made.append(Leftover(leaf.key, leaf.shape, kind, text))
+        return tuple(made)
+
+    def agreement(self) -> float:
+        """The share of the elements of the target's parameters that come from the source."""
+        needed = [leaf for leaf in self.target.leaves if not leaf.computed]
+        whole = sum(leaf.numel for leaf in needed)
+        return sum(leaf.numel for leaf in needed if leaf.key in self.sure) / whole if whole else 0.0
+
+
+def is_needed(leaf: Leaf) -> bool:
+    return not leaf.computed

@@ -1,0 +1,131 @@
+"""From deeds to a small recipe: patterns with captures that do exactly what the deeds say, no line for each key.
+
+Blocks whose numbers no arithmetic explains (four stages that were one list) are renamed in two steps: what is in a block,
+under its old path, and then the paths.  Every rule is applied to the names before it is kept: it must do what was wanted
+to the keys that it was made for, and nothing to any other.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ckptsurgeon.aligner.deeds import RENAME, Deed
+from ckptsurgeon.applying import Applying
+from ckptsurgeon.checkpoint import Checkpoint
+from ckptsurgeon.ops import OPERATIONS, Numbered
+from ckptsurgeon.rules import Rule, condense, parse, render
+from ckptsurgeon.rules.condense import ASIDE, Edge
+
+_READ: dict[str, Callable[[str], Any]] = {"pattern": re.compile, "numbered": Numbered, "template": str}
+
+
+@dataclass(frozen=True)
+class Paths:
+    """How blocks are called on both sides: the old path and the new one."""
+
+    pairs: tuple[tuple[str, str], ...]
+
+
+def lines(deeds: Sequence[Deed], source: Checkpoint, ties: Sequence[tuple[str, str]], last: Mapping[str, str]) -> list[Rule]:
+    """The rules that do the deeds; `ties` are names that get a second one, `last` renames of names that the deeds made,
+    by their beginnings.  ValueError where they would not do what is wanted."""
+    work = Applying(source, None, False, 0, None)
+    rules: list[Rule] = []
+    turns: dict[int, list[Deed]] = defaultdict(list)
+    for deed in deeds:
+        turns[deed.turn].append(deed)
+    for turn in sorted(turns):
+        made = _renames(turns[turn], work) if turn == RENAME else _operations(turns[turn], work)
+        for rule in made:
+            _apply(work, rule)
+        rules += made
+    for rule in _moves(last, list(work.refs)):
+        _apply(work, rule)
+        rules.append(rule)
+    edges = [Edge((kept,), (alias,)) for kept, alias in ties]
+    for line in condense.lines(edges, set(work.refs)) if edges else ():
+        rule = parse(render("tie", _words("tie", line)))
+        _apply(work, rule)
+        rules.append(rule)
+    return rules
+
+
+def _apply(work: Applying, rule: Rule) -> None:
+    work.apply(rule)
+    if work.problems:
+        raise ValueError(str(work.problems[0]))
+
+
+def _renames(deeds: Iterable[Deed], work: Applying) -> list[Rule]:
+    goals = {deed.there[0]: deed.made[0] for deed in deeds if deed.there != deed.made}
+    if not goals:
+        return []
+    return [parse(render("rename", {"pattern": re.compile(a), "template": b})) for a, b in condense.renames(goals, set(work.refs))]
+
+
+def _operations(deeds: Iterable[Deed], work: Applying) -> list[Rule]:
+    groups: dict[str, tuple[Deed, list[Edge]]] = {}
+    for deed in deeds:
+        key = f"{deed.name} {deed.args!r} {len(deed.there)} {len(deed.made)}"
+        groups.setdefault(key, (deed, []))[1].append(Edge(deed.there, deed.made, deed.members if deed.name == "stack" else ()))
+    made = []
+    universe = set(work.refs)
+    for deed, edges in groups.values():
+        found = condense.lines(edges, universe)
+        made += [parse(render(deed.name, {**deed.args, **_words(deed.name, line)})) for line in found]
+    return made
+
+
+def _words(name: str, line: condense.Line) -> dict[str, Any]:
+    """The patterns and templates of a line as the operation calls them."""
+    made: dict[str, Any] = {}
+    for param in OPERATIONS[name].params:
+        read = _READ.get(param.kind)
+        if read is None:
+            continue
+        texts = line.templates if param.kind == "template" else line.patterns
+        made[param.name] = tuple(map(read, texts)) if param.many else read(texts[0])
+    return made
+
+
+def _moves(paths: Mapping[str, str], names: Sequence[str]) -> list[Rule]:
+    """Renames of beginnings: `features.3.` becomes `blocks.1.1.`; a rule for all where arithmetic says it, else one for
+    each new list."""
+    if not paths:
+        return []
+    lists: dict[str, dict[str, str]] = defaultdict(dict)
+    for old, new in paths.items():
+        if old != new:
+            lists[re.sub(r"\d+(?=\D*$)", "{}", new)][f"{old}."] = f"{new}."
+    whole = [f"{old}." for old in paths]
+    aside = _collide(paths, names)
+    made: list[tuple[str, str]] = []
+    for part in lists.values():
+        goals = {old: (ASIDE + new if aside else new) for old, new in part.items()}
+        made += _beginnings(goals, whole)
+    made += [(f"^{re.escape(ASIDE)}", "")] if aside and made else []
+    return [parse(render("rename", {"pattern": re.compile(a), "template": b})) for a, b in made]
+
+
+def _collide(paths: Mapping[str, str], names: Sequence[str]) -> bool:
+    """Whether a new beginning is there already, so that the order of renames would matter."""
+    there: set[str] = set()
+    for name in names:
+        at = name.find(".")
+        while at >= 0:
+            there.add(name[:at])
+            at = name.find(".", at + 1)
+    return any(new in there for old, new in paths.items() if old != new)
+
+
+def _beginnings(goals: Mapping[str, str], whole: Sequence[str]) -> list[tuple[str, str]]:
+    """Patterns of beginnings and their templates."""
+    edges = [Edge((old,), (new,)) for old, new in goals.items()]
+    made = []
+    for line in condense.lines(edges, whole):
+        made.append((line.patterns[0].removesuffix("$"), line.templates[0]))
+    return made

@@ -1,0 +1,214 @@
+"""What is to be matched in a group of blocks: the same unit of every block is one slot.
+
+Where one side has joined what the other keeps apart (queries, keys and values; gate and up; stacked experts), slots of
+that side that is apart are put together into one that could be joined, so that all that is left is one to one.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from ckptsurgeon.aligner import vocabulary
+from ckptsurgeon.aligner.runs import pattern
+from ckptsurgeon.aligner.units import Shape, Unit
+from ckptsurgeon.aligner.vocabulary import Meaning
+
+_NUMBER = re.compile(r"\d+")
+_JOINS = (
+    ("qkv", ("q", "k", "v")),
+    ("qkv by heads", ("q", "k", "v")),
+    ("kv", ("k", "v")),
+    ("gate and up", ("gate", "mlp up")),
+)
+"""What joined projections hold, in order."""
+
+
+@dataclass(eq=False)
+class Slot:
+    """The same unit of several blocks: `units[i]` is that of block `present[i]`.
+
+    `parts` are slots that are joined in it, along the rows (`concat`) or as entries of a new dimension (`stack`)."""
+
+    path: str
+    present: tuple[int, ...]
+    units: tuple[Unit, ...]
+    shapes: dict[str, tuple[Shape, ...]] = field(default_factory=dict)
+    parts: tuple[Slot, ...] = ()
+    how: Literal["", "concat", "stack"] = ""
+    means: Meaning = Meaning()
+    words: tuple[str, ...] = ()
+    rank: tuple[int, int] | None = None
+    """The place among the units that differ from it in numbers alone, and how many they are."""
+    norm: tuple[int, int] | None = None
+
+    @property
+    def at(self) -> int:
+        return self.parts[0].at if self.parts else self.units[0].at
+
+    @property
+    def is_norm(self) -> bool:
+        return bool(self.units) and self.units[0].kind == "norm"
+
+    @property
+    def module_name(self) -> str:
+        """The type of the module, "" where it is not known."""
+        return next(self.every()).module
+
+    @property
+    def numel(self) -> int:
+        return sum(part.numel for part in self.parts) if self.parts else sum(unit.numel for unit in self.units)
+
+    def every(self) -> Iterator[Unit]:
+        """All units in it."""
+        if self.parts:
+            for part in self.parts:
+                yield from part.every()
+        else:
+            yield from self.units
+
+
+def slots(blocks: Sequence[tuple[str, Iterable[Unit]]]) -> list[Slot]:
+    """The slots of blocks, given by their paths with their units."""
+    found: dict[str, dict[int, Unit]] = {}
+    for number, (path, units) in enumerate(blocks):
+        begin = len(path) + 1 if path else 0
+        for unit in units:
+            found.setdefault(unit.path[begin:], {})[number] = unit
+    made = []
+    for path, units in found.items():
+        roles = {role for unit in units.values() for role in unit.needed}
+        complete = all(role in unit.leaves for role in roles for unit in units.values())
+        members = [(tuple(units), tuple(units.values()))]
+        if not complete:  # a bias that only some blocks have
+            by_roles: dict[frozenset[str], list[int]] = defaultdict(list)
+            for number, unit in units.items():
+                by_roles[frozenset(unit.needed)].append(number)
+            members = [(tuple(numbers), tuple(units[number] for number in numbers)) for numbers in by_roles.values()]
+        for present, own in members:
+            needed = own[0].needed
+            shapes = {role: tuple(unit.leaves[role].shape for unit in own) for role in needed}
+            made.append(Slot(path, present, own, shapes))
+    return described([slot for slot in made if slot.shapes])
+
+
+def described(made: list[Slot]) -> list[Slot]:
+    """The slots with what their names mean, and their places among each other."""
+    siblings: dict[str, set[str]] = defaultdict(set)
+    for slot in made:
+        siblings[slot.path.rpartition(".")[0]].add(vocabulary.spelt(slot.path.rpartition(".")[2]))
+    for slot in made:
+        norm = _is_norm(slot)
+        slot.means = vocabulary.meaning(slot.path, siblings[slot.path.rpartition(".")[0]], norm) if slot.path else Meaning()
+        slot.words = vocabulary.words(slot.path)
+    _ranked(made, lambda slot: pattern(slot.path), lambda slot: tuple(map(int, _NUMBER.findall(slot.path))), "rank")
+    norms = [slot for slot in made if slot.means.order is not None]
+    _ranked(norms, lambda slot: tuple(slot.shapes.values()), lambda slot: slot.means.order, "norm")
+    return made
+
+
+def _ranked(made: list[Slot], key: Callable[[Slot], object], order: Callable[[Slot], object], name: str) -> None:
+    families: dict[object, list[Slot]] = defaultdict(list)
+    for slot in made:
+        if name == "norm" or _NUMBER.search(slot.path):
+            families[key(slot)].append(slot)
+    for family in families.values():
+        values = sorted({order(slot) for slot in family})  # type: ignore[type-var]
+        if len(values) == len(family) > 1:
+            for slot in family:
+                setattr(slot, name, (values.index(order(slot)), len(family)))
+
+
+def _is_norm(slot: Slot) -> bool:
+    if slot.units and slot.units[0].kind:
+        return slot.units[0].kind == "norm"
+    one = all(len(shape) == 1 for shapes in slot.shapes.values() for shape in shapes)
+    return one and "weight" in slot.shapes and ("bias" in slot.shapes or "norm" in slot.words)
+
+
+# -- joined on one side, apart on the other ----------------------------------------------------
+
+
+def joined(ours: list[Slot], others: list[Slot]) -> list[Slot]:
+    """Our slots, with those put together that the other side has joined."""
+    made = _stacked(ours, others)
+    return described(_concatenated(made, others)) if made else made
+
+
+def _concatenated(ours: list[Slot], others: list[Slot]) -> list[Slot]:
+    wanted = {slot.means.what for slot in others}
+    have = {slot.means.what for slot in ours}
+    made = list(ours)
+    for across in ("", " across"):
+        for what, names in _JOINS:
+            if what + across not in wanted or what + across in have:
+                continue
+            if any(other + across in have for other in ("qkv", "qkv by heads")) and "kv" in what:
+                continue
+            for parts in _sets(made, [name + (across if name != "mlp up" and name != "gate" else "") for name in names]):
+                made = [slot for slot in made if slot not in parts]
+                made.append(_merged(parts, what, across))
+    return made
+
+
+def _sets(made: list[Slot], names: Sequence[str]) -> Iterator[tuple[Slot, ...]]:
+    """Slots of one parent in the same blocks that mean these things, in this order."""
+    by_parent: dict[tuple[str, tuple[int, ...]], dict[str, Slot]] = defaultdict(dict)
+    for slot in made:
+        if slot.means.what in names:
+            parent = slot.path.rpartition(".")[0]
+            by_parent[parent, slot.present].setdefault(slot.means.what, slot)
+    for found in by_parent.values():
+        if len(found) == len(names):
+            yield tuple(found[name] for name in names)
+
+
+def _merged(parts: tuple[Slot, ...], what: str, across: str) -> Slot:
+    """The parts one below the other; `dim` of the rows is the first, behind that of stacked entries."""
+    roles = [role for role in parts[0].shapes if all(role in part.shapes for part in parts)]
+    first = parts[0]
+    dim = 1 if first.how == "stack" else 0
+    shapes = {}
+    for role in roles:
+        together = zip(*(part.shapes[role] for part in parts), strict=True)
+        shapes[role] = tuple(_added(some, dim) for some in together)
+    parent = first.path.rpartition(".")[0]
+    name = what.split(" ")[0] if "qkv" in what or what == "kv" else "gate_up_proj"
+    name = "query_key_value" if what.endswith("by heads") else name
+    return Slot(f"{parent}.{name}".lstrip("."), first.present, first.units, shapes, parts, "concat")
+
+
+def _added(shapes: Sequence[Shape], dim: int) -> Shape:
+    first = shapes[0]
+    if len(first) <= dim:
+        return (-1,)
+    return (*first[:dim], sum(shape[dim] for shape in shapes), *first[dim + 1 :])
+
+
+def _stacked(ours: list[Slot], others: list[Slot]) -> list[Slot]:
+    """Our slots, with numbered ones stacked where the other side has tensors of so many entries."""
+    counts = {shape[0] for slot in others for shapes in slot.shapes.values() for shape in shapes if len(shape) >= 3}
+    families: dict[object, list[Slot]] = defaultdict(list)
+    for slot in ours:
+        if _NUMBER.search(slot.path):
+            shapes = tuple(sorted(slot.shapes.items()))
+            families[pattern(slot.path), slot.present, shapes].append(slot)
+    listed = Counter(pattern(slot.path) for slot in others)
+    made = list(ours)
+    for family in families.values():
+        first = family[0]
+        whole = sum(pattern(slot.path) == pattern(first.path) for slot in ours) == len(family)
+        if len(family) < 2 or not whole or len(family) not in counts or len(family) in listed.values():
+            continue
+        family.sort(key=lambda slot: tuple(map(int, _NUMBER.findall(slot.path))))
+        varying = [numbers for numbers in zip(*(_NUMBER.findall(slot.path) for slot in family), strict=True) if len(set(numbers)) > 1]
+        if len(varying) != 1:
+            continue
+        shapes = {role: tuple((len(family), *shape) for shape in some) for role, some in first.shapes.items()}
+        path = ".".join(part for part in first.path.split(".") if not part.isdigit())
+        made = [slot for slot in made if slot not in family]
+        made.append(Slot(path, first.present, first.units, shapes, tuple(family), "stack"))
+    return made
