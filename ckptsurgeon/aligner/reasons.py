@@ -108,7 +108,7 @@ def _where(group: Group) -> str:
 
 def is_weak(pair: Pair, group: Group) -> bool:
     """Whether nothing but a shape that many things have speaks for a match, while both sides have something over."""
-    if len(pair.target.present) > 1 or not group.outcome.sources or not group.outcome.targets:
+    if group.meeting is not None or not group.outcome.sources or not group.outcome.targets:
         return False
     large = any(len(relations.bare(shape)) > 2 for shapes in pair.target.shapes.values() for shape in shapes)
     return not large and pair.points < MATCH + TELLING / 2

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from ckptsurgeon.aligner.units import Unit
@@ -126,6 +126,9 @@ def _meeting(source: Run, target: Run) -> Meeting | None:
     shared = (Counter(a) & Counter(b)).total()
     if shared >= 2 and len(a) * len(b) <= _MOST_STEPS:
         pairs, unique = _subsequence(a, b)
+        if not unique:  # blocks of as many elements by chance
+            closer, closer_unique = _subsequence(_exactly(source), _exactly(target))
+            pairs, unique = (closer, closer_unique) if len(closer) == len(pairs) else (pairs, unique)
         made = Meeting(source, target, pairs, unique)
         if len(pairs) >= 2 and 2 * made.covered >= min(source.numel, target.numel):
             return made
@@ -134,7 +137,12 @@ def _meeting(source: Run, target: Run) -> Meeting | None:
     return None
 
 
-def _subsequence(a: Sequence[int], b: Sequence[int]) -> tuple[tuple[tuple[int, int], ...], bool]:
+def _exactly(run: Run) -> list[frozenset[tuple[int, int]]]:
+    """The sizes of the tensors in each block."""
+    return [frozenset(_contents(block).items()) for block in run.blocks]
+
+
+def _subsequence(a: Sequence[Hashable], b: Sequence[Hashable]) -> tuple[tuple[tuple[int, int], ...], bool]:
     """The longest common subsequence as pairs of places, and whether it is the only one."""
     ahead = _lengths(a, b)
     behind = [row[::-1] for row in _lengths(a[::-1], b[::-1])[::-1]]
@@ -150,7 +158,7 @@ def _subsequence(a: Sequence[int], b: Sequence[int]) -> tuple[tuple[tuple[int, i
     return tuple(chosen), all_pairs == best
 
 
-def _lengths(a: Sequence[int], b: Sequence[int]) -> list[list[int]]:
+def _lengths(a: Sequence[Hashable], b: Sequence[Hashable]) -> list[list[int]]:
     """The longest common subsequence of every two beginnings."""
     rows = [[0] * (len(b) + 1)]
     for size in a:

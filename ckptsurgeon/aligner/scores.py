@@ -26,6 +26,7 @@ NORM, OTHER_NORM = 1.5, -0.5
 KIND = -1.5
 PATH = 0.5
 ROLE = -0.6
+_NO_NORMS = frozenset(("scale", "token", "cls", "pos", "embed", "bias", "table"))
 TELLING = 0.3
 """A difference in points that is a reason."""
 
@@ -110,11 +111,16 @@ def _pair(source: Slot, target: Slot, votes: Votes) -> float:
         points += RANK
     if source.path == target.path:
         points += PATH
-    if _is_norm_word(source) != _is_norm_word(target) and target.units and target.units[0].kind:
-        points += KIND if len(source.shapes) > 1 else KIND / 3
+    if _other_kind(source, target):
+        points += KIND
     return points
 
 
-def _is_norm_word(slot: Slot) -> bool:
-    kind = slot.units[0].kind if slot.units else ""
-    return kind == "norm" if kind else "norm" in slot.words
+def _other_kind(source: Slot, target: Slot) -> bool:
+    """Whether the target is a norm or an embedding, and the words of the source say that it is something else."""
+    kind = target.units[0].kind if target.units else ""
+    if not kind or not source.words or len(source.shapes) > 1:
+        return False
+    if kind == "norm":
+        return bool(_NO_NORMS & set(source.words)) and "norm" not in source.words
+    return kind == "embedding" and "norm" in source.words

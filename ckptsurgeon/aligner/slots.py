@@ -7,7 +7,7 @@ that side that is apart are put together into one that could be joined, so that 
 from __future__ import annotations
 
 import re
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -134,8 +134,8 @@ def _is_norm(slot: Slot) -> bool:
 
 def joined(ours: list[Slot], others: list[Slot]) -> list[Slot]:
     """Our slots, with those put together that the other side has joined."""
-    made = _stacked(ours, others)
-    return described(_concatenated(made, others)) if made else made
+    made = described(_stacked(ours, others))
+    return described(_concatenated(made, others))
 
 
 def _concatenated(ours: list[Slot], others: list[Slot]) -> list[Slot]:
@@ -191,24 +191,28 @@ def _added(shapes: Sequence[Shape], dim: int) -> Shape:
 def _stacked(ours: list[Slot], others: list[Slot]) -> list[Slot]:
     """Our slots, with numbered ones stacked where the other side has tensors of so many entries."""
     counts = {shape[0] for slot in others for shapes in slot.shapes.values() for shape in shapes if len(shape) >= 3}
-    families: dict[object, list[Slot]] = defaultdict(list)
-    for slot in ours:
-        if _NUMBER.search(slot.path):
-            shapes = tuple(sorted(slot.shapes.items()))
-            families[pattern(slot.path), slot.present, shapes].append(slot)
-    listed = Counter(pattern(slot.path) for slot in others)
+    listed = {len(family) for family, _ in _numbered(others)}
     made = list(ours)
-    for family in families.values():
+    for family, number in _numbered(ours):
         first = family[0]
-        whole = sum(pattern(slot.path) == pattern(first.path) for slot in ours) == len(family)
-        if len(family) < 2 or not whole or len(family) not in counts or len(family) in listed.values():
-            continue
-        family.sort(key=lambda slot: tuple(map(int, _NUMBER.findall(slot.path))))
-        varying = [numbers for numbers in zip(*(_NUMBER.findall(slot.path) for slot in family), strict=True) if len(set(numbers)) > 1]
-        if len(varying) != 1:
+        if len(family) not in counts or len(family) in listed or any(slot not in made for slot in family):
             continue
         shapes = {role: tuple((len(family), *shape) for shape in some) for role, some in first.shapes.items()}
-        path = ".".join(part for part in first.path.split(".") if not part.isdigit())
+        path = ".".join(part for part in (first.path[: number[0]] + first.path[number[1] :]).split(".") if part)
         made = [slot for slot in made if slot not in family]
         made.append(Slot(path, first.present, first.units, shapes, tuple(family), "stack"))
     return made
+
+
+def _numbered(some: list[Slot]) -> Iterator[tuple[list[Slot], tuple[int, int]]]:
+    """Slots of equal shapes that differ in one number alone, in numeric order, and where that is in the first path."""
+    families: dict[object, list[tuple[int, Slot, tuple[int, int]]]] = defaultdict(list)
+    for slot in some:
+        for found in _NUMBER.finditer(slot.path):
+            form = slot.path[: found.start()] + "{}" + slot.path[found.end() :]
+            key = form, slot.present, tuple(sorted(slot.shapes.items()))
+            families[key].append((int(found[0]), slot, found.span()))
+    for family in families.values():
+        if len(family) > 1 and len({number for number, _, _ in family}) == len(family):
+            family.sort(key=lambda one: one[0])
+            yield [slot for _, slot, _ in family], family[0][2]

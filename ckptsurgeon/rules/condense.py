@@ -19,6 +19,7 @@ ASIDE = "~."
 """Begins the names of tensors whose own name is not free yet."""
 _DIGITS = re.compile(r"(\d+)")
 _MOST_FACTOR = 64
+_MOST_COLUMNS = 4
 
 Names = tuple[str, ...]
 
@@ -50,8 +51,22 @@ def lines(edges: Sequence[Edge], universe: Collection[str]) -> list[Line]:
             continue
         for part in _grouped(group, tails=False):
             line = _line(part, universe, tails=False)
-            made += [line] if line is not None else [_literal(edge) for edge in part]
+            made += [line] if line is not None else _by_number(part, universe)
     return made
+
+
+def _by_number(edges: Sequence[Edge], universe: Collection[str]) -> list[Line]:
+    """A rule for each value of one number where that is enough, else a rule for each name."""
+    columns = _columns([_forms(edge, False)[0][0] for edge in edges])
+    for column in sorted(columns, key=lambda column: len(set(column)))[:_MOST_COLUMNS]:
+        parts: dict[str, list[Edge]] = {}
+        for value, edge in zip(column, edges, strict=True):
+            parts.setdefault(value, []).append(edge)
+        if 1 < len(parts) < len(edges):
+            made = [_line(part, universe, tails=False) for part in parts.values()]
+            if None not in made:
+                return [line for line in made if line is not None]
+    return [_literal(edge) for edge in edges]
 
 
 def renames(goals: Mapping[str, str], universe: Collection[str]) -> list[tuple[str, str]]:
@@ -278,14 +293,30 @@ def _candidates(goals: Mapping[str, str]) -> Iterable[tuple[str, str, str]]:
             old, new = forms
             groups.setdefault((old.texts, new.texts, end > 0), []).append((old, new, name))
     for (_, _, is_open), members in sorted(groups.items(), key=lambda item: -len(item[1])):
-        columns = _columns([form for form, _, _ in members])
-        varying = [column for column in columns if len(set(column)) > 1]
-        template = _template([form for _, form, _ in members], varying, 0, None)
-        if template is None or (len(members) == 1 and not is_open):
-            continue
-        for exact in (False, True) if varying else (False,):
-            pattern = _pattern(members[0][0], columns, None, exact)
-            yield pattern[:-1] if is_open else pattern, template, members[0][2]
+        for part in _parts(members):
+            columns = _columns([form for form, _, _ in part])
+            varying = [column for column in columns if len(set(column)) > 1]
+            template = _template([form for _, form, _ in part], varying, 0, None)
+            if template is None or (len(part) == 1 and not is_open):
+                continue
+            for exact in (False, True) if varying else (False,):
+                pattern = _pattern(part[0][0], columns, None, exact)
+                yield pattern[:-1] if is_open else pattern, template, part[0][2]
+
+
+_Member = tuple[_Form, _Form, str]
+
+
+def _parts(members: list[_Member]) -> Iterable[list[_Member]]:
+    """The members, and for where no rule is right for all of them, those of each value of one number."""
+    yield members
+    columns = {column for column in _columns([form for form, _, _ in members]) if len(set(column)) > 1}
+    for column in sorted(columns, key=lambda column: (len(set(column)), column))[:_MOST_COLUMNS]:
+        parts: dict[str, list[_Member]] = {}
+        for value, member in zip(column, members, strict=True):
+            parts.setdefault(value, []).append(member)
+        if len(parts) < len(members):
+            yield from parts.values()
 
 
 def _ends(a: str, b: str) -> list[int]:
