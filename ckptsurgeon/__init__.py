@@ -8,6 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ckptsurgeon.aligner import Alignment as Alignment
     from ckptsurgeon.audit import verify as verify
     from ckptsurgeon.checkpoint import Checkpoint as Checkpoint
     from ckptsurgeon.checkpoint import Target as Target
@@ -55,6 +56,7 @@ if TYPE_CHECKING:
     from ckptsurgeon.rules import Recipe as Recipe
     from ckptsurgeon.rules import Rule as Rule
     from ckptsurgeon.surgery import Written as Written
+    from ckptsurgeon.surgery import align as align
     from ckptsurgeon.surgery import convert as convert
     from ckptsurgeon.surgery import diff as diff
     from ckptsurgeon.surgery import digest as digest
@@ -71,6 +73,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "aligner": ("Alignment",),
     "audit": ("verify",),
     "checkpoint": ("Checkpoint", "Target"),
     "companions": ("remap_optimizer",),
@@ -116,6 +119,7 @@ _HOMES = {
     "rules": ("Recipe", "Rule"),
     "surgery": (
         "Written",
+        "align",
         "convert",
         "diff",
         "digest",

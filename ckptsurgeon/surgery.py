@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, TypedDict, Unpack
+from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 from ckptsurgeon import formats, targets
 from ckptsurgeon.checkpoint import Checkpoint, Target
@@ -21,6 +21,7 @@ from ckptsurgeon.provenance import made_of
 if TYPE_CHECKING:
     import torch
 
+    from ckptsurgeon.aligner import Alignment
     from ckptsurgeon.differ import Diff
     from ckptsurgeon.formats import Tied
     from ckptsurgeon.inplace import Changes
@@ -142,6 +143,8 @@ class PlanOptions(TypedDict, total=False):
     extras: bool
     strict_extras: bool
     order: Like | None
+    auto: bool
+    hints: Sequence[str]
 
 
 def together(ckpt: Checkpoint, beside: Mapping[str, Source] | None) -> Checkpoint:
@@ -183,6 +186,8 @@ def plan(
     extras: bool = False,
     strict_extras: bool = False,
     order: Like | None = None,
+    auto: bool = False,
+    hints: Sequence[str] = (),
 ) -> Plan:
     """Plan a surgery; no tensor is read, nothing is written, and every problem is in `.problems`.
 
@@ -202,6 +207,9 @@ def plan(
     safetensors: there `order` is that model.  The order of the new one is that of `to`.  The counters of parameters
     that are joined are read.
 
+    With `auto` the rules that are not given are found (`cs.align`), and applied only where they are certain: what is
+    open is a problem, with the question to answer by one of `hints` or a rule.
+
     `init` is the scheme by which what is missing begins, and what `overlap` does not copy: one word
     (`kaiming_fan_out`, `xavier_uniform`, `normal:0.02`, `trunc_normal`, `torchvision`, `timm`, `zeros` …), or a table
     of them by type of module, kind (`norm`, `embedding`, `prelu`, `bias`) and `*`; `cs.init_missing` says more.
@@ -217,24 +225,67 @@ def plan(
     to, said = recipe.to if to is None else to, recipe.options
     if strict_extras and not extras:
         raise UsageError("--strict-extras is about what --keep-extras keeps: give both")
-    made = planner.plan(
-        ckpt,
-        recipe,
-        None if to is None else target_of(to, select, cache=cache),
-        Policies(
-            said.get("unexpected") if unexpected is None else unexpected,
-            said.get("mismatched") if mismatched is None else mismatched,
-            said.get("missing") if missing is None else missing,
-            fit or said.get("fit", False),
-            unwrap,
-        ),
-        dtype=as_dtype(dtype or said.get("dtype")),
-        seed=seed or said.get("seed", 0),
-        init=init,
-        allow_unused=allow_unused or said.get("allow_unused", False),
+    against = None if to is None else target_of(to, select, cache=cache)
+    policies = Policies(
+        said.get("unexpected") if unexpected is None else unexpected,
+        said.get("mismatched") if mismatched is None else mismatched,
+        said.get("missing") if missing is None else missing,
+        fit or said.get("fit", False),
+        unwrap,
     )
+    how: dict[str, Any] = {
+        "dtype": as_dtype(dtype or said.get("dtype")),
+        "seed": seed or said.get("seed", 0),
+        "init": init,
+        "allow_unused": allow_unused or said.get("allow_unused", False),
+    }
+    if hints and not auto:
+        raise UsageError("--hint helps to find rules: it goes with --auto")
+    if auto and against is None:
+        raise UsageError("--auto finds the rules that make a checkpoint fit a target: name one with --to")
+    if auto and against is not None:
+        made = _aligned(ckpt, against, recipe, hints).planned(policies, **how)
+    else:
+        made = planner.plan(ckpt, recipe, against, policies, **how)
     made = replace(made, order=None if order is None else target_of(order, cache=cache), beside=tuple(beside or ()))
     return _followed(made, strict_extras) if extras and made.source.extras else made
+
+
+def align(
+    source: Source,
+    target: Like,
+    rules: Rules = None,
+    *,
+    hints: Sequence[str] = (),
+    select: str | None = None,
+    cache: bool = True,
+) -> Alignment:
+    """The rules that make a checkpoint fit a model of the same architecture under other names; headers only.
+
+    `rules` are applied first, and stand first in the recipe that is found.  `hints` answer what is open: `reduce=conv1`
+    says that what is called `reduce` in the source is called `conv1` in the target.  `.certain` tells that every key
+    is explained, `.questions` what is open, `.recipe` has the rules and `.matches` say why.
+
+    Raises PlanError when a rule that was given cannot be applied, UsageError for a hint that is about no key.
+    """
+    from ckptsurgeon.rules import Recipe
+
+    recipe = Recipe.of(rules)
+    ckpt = _left(source, select or recipe.select, target)
+    return _aligned(ckpt, target_of(target, select, cache=cache), recipe, hints)
+
+
+def _aligned(ckpt: Checkpoint, target: Target, recipe: Recipe, hints: Sequence[str]) -> Alignment:
+    """An alignment after rules that were given."""
+    from ckptsurgeon import aligner, planner
+
+    told = aligner.parsed(hints)
+    if not recipe.rules:
+        return aligner.align(ckpt, target, told)
+    made = planner.apply_rules(ckpt, recipe, target).check().result
+    found = aligner.align(made, target, told)
+    whole = replace(recipe, source=None) + found.recipe
+    return replace(found, recipe=whole, before=ckpt, given=len(recipe.rules))
 
 
 def _followed(made: Plan, strict: bool) -> Plan:

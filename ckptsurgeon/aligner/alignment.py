@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
+from ckptsurgeon import planner
 from ckptsurgeon.checkpoint import Checkpoint, Target
 from ckptsurgeon.errors import Problem
-from ckptsurgeon.rules import Recipe
+from ckptsurgeon.plans import STRICT, Plan, Policies
+from ckptsurgeon.rules import Recipe, parse, render
 
 Grade = Literal["certain", "order", "open"]
 LEAST = 0.5
@@ -91,26 +94,57 @@ class Alignment:
     agreement: float
     notes: Mapping[str, str] = field(default_factory=dict)
     """What each rule is for, by its text."""
+    given: int = 0
+    """How many rules of the recipe were given, and not found."""
+
+    before: Checkpoint | None = None
+    """The checkpoint before the rules that were given, where there were any; they stand first in the recipe."""
 
     @property
     def certain(self) -> bool:
         """Whether every key of the target is explained, every key of the source used, and nothing is open."""
         return not self.refusals()
 
-    def refusals(self, fit: bool = False) -> tuple[Problem, ...]:
-        """Why it is not applied by itself; with `fit` policies settle what is not there, never what is open."""
+    def refusals(self, fit: bool = False, *, missing: bool = False, unexpected: bool = False) -> tuple[Problem, ...]:
+        """Why it is not applied by itself.
+
+        With `fit` policies settle what is not there (or only what is `missing` in the source, only what is
+        `unexpected` in the target); they never settle what is open, a block without a source, or a target of whose
+        parameters less than half come from the source.
+        """
         problems = [Problem(str(question), kind="ambiguous") for question in self.questions]
-        if self.agreement < LEAST and self.target.entries:
+        if self.agreement < LEAST or not self.target.entries:
             percent = f"{100 * self.agreement:.0f} %"
             text = f"these are different architectures: {percent} of the parameters of {self.target.label} come from the source"
             problems.append(Problem(text, kind="different"))
         for left in self.missing:
-            if left.kind in ("block", "open") or not fit:
-                way = "" if fit or left.kind in ("block", "open") else "; --fit initialises it"
+            settled = (fit or missing) and left.kind not in ("block", "open")
+            if not settled:
+                way = "; --fit initialises it" if left.kind not in ("block", "open") else ""
                 text = f"{left.key!r} {list(left.shape)} of {self.target.label} has no source: {left.text}{way}"
                 problems.append(Problem(text, key=left.key, kind="missing"))
-        for left in () if fit else self.unused:
+        for left in () if fit or unexpected else self.unused:
             if left.kind != "again":
                 text = f"{left.key!r} {list(left.shape)} is not used: {left.text}; --fit drops it"
                 problems.append(Problem(text, key=left.key, kind="unexpected"))
         return tuple(problems)
+
+    def plan(self, fit: bool = False, *, seed: int = 0) -> Plan:
+        """What the recipe comes to; its problems are the reasons not to apply it.
+
+        The header-only plan of `cs.plan(…, auto=True)`, for what was aligned already.
+        """
+        policies = Policies("drop", "drop", "init") if fit else STRICT
+        return self.planned(policies, seed=seed)
+
+    def planned(self, policies: Policies, **how: Any) -> Plan:
+        """The plan of the recipe under policies, with the refusals among its problems."""
+        unexpected, _, missing = policies.settled()
+        refused = self.refusals(policies.fit, missing=missing != "error", unexpected=unexpected != "error")
+        drops = [left for left in self.unused if left.kind == "again" or (left.key in self.target.entries and not refused)]
+        rules = tuple(parse(render("drop", {"pattern": re.compile(f"^{re.escape(left.key)}$")})) for left in drops)
+        recipe = replace(self.recipe, rules=(*self.recipe.rules[: self.given], *rules, *self.recipe.rules[self.given :]))
+        if policies.fit:  # wrappers are off, and every size-1 reshape is a rule by now
+            policies = Policies(policies.unexpected or "drop", policies.mismatched or "drop", policies.missing or "init")
+        made = planner.plan(self.before or self.source, recipe, self.target, policies, **how)
+        return replace(made, problems=refused) if refused else made

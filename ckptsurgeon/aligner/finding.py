@@ -10,7 +10,7 @@ from ckptsurgeon.aligner import inorder, layouts, leftovers, recipes, reasons, u
 from ckptsurgeon.aligner.alignment import Alignment, Edge, Grade, Match, Question
 from ckptsurgeon.aligner.deeds import Choice, Deed, NotSaidError, companions, deeds
 from ckptsurgeon.aligner.groups import Group
-from ckptsurgeon.aligner.hints import Hint, allowed
+from ckptsurgeon.aligner.hints import Hint, allowed, check
 from ckptsurgeon.aligner.matching import Pair
 from ckptsurgeon.aligner.relations import Order
 from ckptsurgeon.aligner.scores import TELLING
@@ -36,6 +36,7 @@ class Decided:
 def align(source: Checkpoint, target: Target, hints: Sequence[Hint] = ()) -> Alignment:
     """How `source` becomes what `target` wants, as far as names, shapes and order tell."""
     ours, others = units.of_checkpoint(source), units.of_target(target)
+    check(hints, ours, others)
     ours, others = units.untied(ours, others)
     if inorder.is_hashed(ours) or inorder.is_hashed(others):
         return _hashed(source, target, ours, others)

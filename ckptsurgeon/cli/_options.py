@@ -65,6 +65,21 @@ RecipeFile = Annotated[
         help="A YAML file of rules, or builtin:NAME (see `ckpt recipes`); they run before --rule.",
     ),
 ]
+Auto = Annotated[
+    bool,
+    typer.Option(
+        "--auto",
+        help="Find the rules that make IN fit the target (`ckpt align`), and apply them only where they are certain.",
+    ),
+]
+Hints = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--hint",
+        metavar="NAME=NAME",
+        help="What is called the one in IN is called the other in the target; may be repeated.",
+    ),
+]
 Variables = Annotated[
     list[str] | None,
     typer.Option(

@@ -88,7 +88,7 @@ def _load(place: str, spec: Spec, build: Callable[[], Target]) -> Target | None:
         os.utime(place)  # it was of use: see _tidy
     later = _Later(place, target, build)
     initial = module.Values(target.label, later, nbytes)
-    return Target(target.label, target.entries, True, target.others, target.ties, initial, cached=True)
+    return Target(target.label, target.entries, True, target.others, target.ties, initial, cached=True, facts=target.facts)
 
 
 def _read(place: str) -> bytes:
@@ -127,7 +127,8 @@ class _Reading:
             raise ValueError("keys that do not hold together")
         files = {_a(str, path): _a(str, digest) for path, digest in _a(dict, header["files"]).items()}
         trace = Trace(files, dict(self._imports()))
-        return Target(spec.text, entries, True, others, ties), _count(header["nbytes"]), trace
+        facts = {_a(str, name): _count(value) for name, value in _a(dict, header["facts"]).items()}
+        return Target(spec.text, entries, True, others, ties, facts=facts), _count(header["nbytes"]), trace
 
     def _entries(self) -> Iterator[tuple[str, TargetEntry]]:
         for name, dtype, shape, role, owner, kind in _a(list, self.header["entries"]):
@@ -199,6 +200,7 @@ def _store(place: str, made: Target, trace: Trace) -> None:
         ],
         "others": made.others,
         "ties": made.ties,
+        "facts": made.facts,
         "nbytes": made.initial.nbytes,
         "files": trace.files,
         "imports": [[name, path, origin] for (name, path), origin in trace.imports.items()],

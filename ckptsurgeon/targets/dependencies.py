@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     from ckptsurgeon.targets.spec import Spec
 
 LIBRARIES = ("torchvision", "timm", "transformers")
-_SCHEMA = 2
-"""Of the entries: 2 has the kinds of modules."""
+_SCHEMA = 3
+"""Of the entries: 2 has the kinds of modules, 3 what the model says of its heads."""
 _MOST_BYTES = 64 << 20
 """Files that are hashed at each look-up must be worth it: building the model may be cheaper."""
 _METADATA = (".dist-info", ".egg-info", ".egg-link")

@@ -13,6 +13,7 @@ from ckptsurgeon.checkpoint import Target, TargetEntry
 from ckptsurgeon.dtypes import DTYPES
 from ckptsurgeon.errors import TargetError
 from ckptsurgeon.sources import Fill, Inline, Source
+from ckptsurgeon.targets import facts
 from ckptsurgeon.tensor import Quantizer, TensorRef, TensorSpec
 
 if TYPE_CHECKING:
@@ -50,11 +51,12 @@ def _target(thing: torch.nn.Module, label: str, build: Callable[[int], torch.nn.
     values = {key: value for key, value in state.items() if isinstance(value, torch.Tensor)}
     owners = {name: types(owner) for name, owner in thing.named_modules()}
     others = tuple(key for key in state if key not in values)
+    told = facts.of(thing)
     if build is not None:
         made_anew = Values(label, lambda seed: build(seed).state_dict(), _nbytes(values))
-        return of_values(label, values, owners, others, made_anew)
+        return replace(of_values(label, values, owners, others, made_anew), facts=told)
     initial = Values(label, lambda seed: thing.state_dict(), 0)
-    made = of_values(label, values, owners, others, initial)
+    made = replace(of_values(label, values, owners, others, initial), facts=told)
     tensors = {
         key: TensorRef(entry.spec, initial.source(key, 0), quantizer=_quantizer(values[key]))
         for key, entry in made.entries.items()

@@ -8,10 +8,12 @@ from typing import Annotated
 import typer
 
 from ckptsurgeon.cli._options import (
+    Auto,
     Beside,
     Config,
     Dtype,
     Force,
+    Hints,
     Init,
     InPlace,
     Jobs,
@@ -64,6 +66,8 @@ def remap(
         str | None,
         typer.Option(metavar="MODEL|FILE", help="What the result must fit; a model spec names code, which is run."),
     ] = None,
+    auto: Auto = False,
+    hint: Hints = None,
     unexpected: Annotated[Unexpected | None, typer.Option(help="Keys that the target does not have.")] = None,
     mismatched: Annotated[Mismatched | None, typer.Option(help="Keys whose shape differs from the target's.")] = None,
     missing: Annotated[
@@ -104,7 +108,8 @@ def remap(
     Rules rename, drop, reshape, split, join, resize, cast … tensors: `ckpt rules` lists them. Nothing
     unresolved is ever written: a rule that matches nothing, two tensors of one name, and with --to every
     key that is unexpected, missing or of another shape, is a problem (exit 1) unless a policy settles it.
-    --fit settles all of them.
+    --fit settles all of them. --auto finds the rules by itself where the architecture is the same; what is not
+    certain is asked, and nothing is written (exit 1).
 
     With --in-place the file itself is changed, in no time whatever its size. A kill at any moment leaves
     the old or the new checkpoint, and the next --in-place or `ckpt verify --repair` puts the files right.
@@ -146,6 +151,8 @@ def remap(
         "order": order,
         "strict_extras": strict_extras and keep_extras,
         "cache": not no_cache,
+        "auto": auto,
+        "hints": tuple(hint or ()),
     }
     changes = None
     with busy("planning", sink.shows_progress):

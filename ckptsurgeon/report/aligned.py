@@ -1,0 +1,154 @@
+"""What `ckpt align` found: a table of what goes where and why, the recipe with comments, and what is left."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterator
+from math import isfinite
+from typing import Any
+
+from ckptsurgeon.aligner import Alignment, Leftover, Match
+from ckptsurgeon.report._text import columns, percent, plural, shown
+from ckptsurgeon.report.grouping import group
+from ckptsurgeon.rules import document
+
+SCHEMA = "ckptsurgeon.align/1"
+_KINDS = {
+    "other size": "of another size in the source",
+    "computed": "buffers that models compute themselves",
+    "new": "new in the target",
+    "block": "blocks without a source",
+    "open": "open",
+    "unused": "without a place in the target",
+    "again": "second names of tensors that are there",
+}
+
+
+def text(found: Alignment, output: os.PathLike[str] | None = None) -> str:
+    """The matches with their evidence, the rules, and what is left over."""
+    parts = [_matches(found), _rules(found), _left("missing in the source", found.missing), _left("not used", found.unused)]
+    return "\n".join(line for part in [*(one for one in parts if one), _end(found, output)] for line in [*part, ""])[:-1]
+
+
+def _matches(found: Alignment) -> list[str]:
+    rows = [["source", "target", "tensors", "how", "", "why"]]
+    for match in found.matches:
+        rows.append([_names(match.sources), _names(match.targets), f"{match.count:,}", match.how, match.grade, "; ".join(match.why)])
+    return columns([[shown(cell) for cell in row] for row in rows], frozenset({2})) if len(rows) > 1 else []
+
+
+def _names(names: tuple[str, ...]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def _rules(found: Alignment) -> list[str]:
+    if not found.recipe.rules:
+        return ["no rule is needed"] if found.edges else []
+    return [f"{plural(len(found.recipe.rules), 'rule')}:", *(f"  {shown(rule.text)}" for rule in found.recipe.rules)]
+
+
+def _left(title: str, some: tuple[Leftover, ...]) -> list[str]:
+    if not some:
+        return []
+    lines = [f"{title}: {plural(len(some), 'key')}"]
+    for merged in group((left.key, f"{_KINDS[left.kind]}: {left.text}") for left in some):
+        lines.append(f"  {shown(merged.name)}: {shown(str(merged.label))}")
+    return lines
+
+
+def _end(found: Alignment, output: os.PathLike[str] | None) -> list[str]:
+    grades = Counter(edge.grade for edge in found.edges for _ in edge.targets)
+    counts = ", ".join(f"{grades[grade]:,} {word}" for grade, word in _GRADES if grades[grade])
+    line = f"{percent(found.agreement)} of the parameters of {found.target.label} come from the source ({counts or 'none'})"
+    lines = [shown(line)]
+    if output is not None:
+        lines.append(f"wrote {shown(os.fspath(output))}: {plural(len(found.recipe.rules), 'rule')}")
+    return lines
+
+
+_GRADES = (("certain", "certain"), ("order", "by order"), ("open", "open"))
+
+
+def data(found: Alignment, output: os.PathLike[str] | None = None) -> dict[str, Any]:
+    """The JSON object of `ckpt align --json`."""
+    return {
+        "schema": SCHEMA,
+        "source": found.source.origin.path if found.source.origin else None,
+        "target": found.target.label,
+        "certain": found.certain,
+        "fits": not found.refusals(fit=True),
+        "agreement": found.agreement,
+        "rules": [rule.text for rule in found.recipe.rules],
+        "matches": [_match(match) for match in found.matches],
+        "edges": [
+            {"sources": list(edge.sources), "targets": list(edge.targets), "grade": edge.grade} for edge in found.edges
+        ],
+        "questions": [
+            {
+                "text": one.text,
+                "sources": list(one.sources),
+                "targets": list(one.targets),
+                "answers": list(one.answers),
+            }
+            for one in found.questions
+        ],
+        "missing": [_leftover(left) for left in found.missing],
+        "unused": [_leftover(left) for left in found.unused],
+        "problems": [problem.text for problem in found.refusals(fit=True)],
+        "written": None if output is None else os.fspath(output),
+    }
+
+
+def _match(match: Match) -> dict[str, Any]:
+    return {
+        "sources": list(match.sources),
+        "targets": list(match.targets),
+        "group": match.group,
+        "tensors": match.count,
+        "elements": match.numel,
+        "how": match.how,
+        "grade": match.grade,
+        "margin": round(match.margin, 3) if isfinite(match.margin) else None,
+        "why": list(match.why),
+    }
+
+
+def _leftover(left: Leftover) -> dict[str, Any]:
+    return {"key": left.key, "shape": list(left.shape), "kind": left.kind, "why": left.text}
+
+
+def save(found: Alignment, path: str | os.PathLike[str], force: bool = False) -> None:
+    """Write the recipe as YAML, with comments that a reviewer can follow; OutputError if the file exists."""
+    document.write(path, recipe(found), force)
+
+
+def recipe(found: Alignment) -> str:
+    """The recipe as YAML: over every rule what it is for, below them what is left over."""
+    from ruamel.yaml.comments import CommentedMap, CommentedSeq
+
+    rules = CommentedSeq()
+    for rule in found.recipe.rules:
+        rules.append({"rule": rule.text, "note": rule.note} if rule.note else rule.text)
+        note = found.notes.get(rule.text)
+        if note:
+            rules.yaml_set_comment_before_after_key(len(rules) - 1, before=_line(note), indent=2)
+    made = CommentedMap(version=1)
+    made["description"] = _line(found.recipe.description)
+    made["rules"] = rules
+    said = list(_comments(found))
+    made.yaml_set_start_comment("\n".join(said))
+    return document.dumped(made)
+
+
+def _comments(found: Alignment) -> Iterator[str]:
+    yield _line(f"{percent(found.agreement)} of the parameters of {found.target.label} come from the source")
+    for title, some in (("missing in the source", found.missing), ("not used", found.unused)):
+        for merged in group((left.key, f"{_KINDS[left.kind]}: {left.text}") for left in some):
+            yield _line(f"{title}: {merged.name}: {merged.label}")
+    if found.missing or any(left.kind != "again" for left in found.unused):
+        yield "These are settled by policies: give --to and --fit, or --missing and --unexpected."
+
+
+def _line(words: str) -> str:
+    return " ".join(shown(words).split())
