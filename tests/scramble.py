@@ -123,7 +123,8 @@ def _drawn(now: State, random: Random, which: str, hiding: bool) -> Iterator[Ste
     """Some steps, in the order in which they are applied: layout, names, contents, order."""
     able = [draw for draw in LAYOUTS if draw(now, Random(0)) is not None]
     draws: list[Draw] = sorted(random.sample(able, min(len(able), random.choice((0, 1, 1, 2, 3)))), key=LAYOUTS.index)
-    draws = [draw for draw in draws if draw is not steps.fuse_odd or (hiding and random.random() < 0.5)]
+    often = {steps.transpose: 0.5, steps.convolve: 0.6, steps.fuse_odd: 0.5 if hiding else 0.0}
+    draws = [draw for draw in draws if random.random() < often.get(draw, 1.0)]
     if random.random() < 0.75:
         draws.append(names.synonyms)
     chosen = random.sample(NAMES, random.choice((0, 1, 1, 2)))
