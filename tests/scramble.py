@@ -20,7 +20,7 @@ from scramble_models import models
 from scramble_steps import Draw, Entry, State, Step
 from torch import Tensor, nn
 
-__all__ = ["Scrambled", "judged", "models", "scramble", "scrambles", "told_by_names"]
+__all__ = ["Scrambled", "aligned", "judged", "models", "scramble", "scrambles", "skeleton", "told_by_names", "written"]
 Decidable = Literal["names", "shapes", "order", "ask"]
 Verdict = Literal["solved", "asked", "wrong"]
 
@@ -81,13 +81,18 @@ def scramble(name: str, seed: int) -> Scrambled:
     """The base model `name`, scrambled as the seed says."""
     random = Random(f"{name} {seed}")
     side = random.choice(("source", "source", "source", "target", "target", "both"))
-    own, other = state(name, 2 * seed + 1), state(name, 2 * seed + 2)
     hidden = random.choice(("source", "target"))
-    done: dict[str, list[Step]] = {}
+    now, done = state(name, seed), dict[str, list[Step]]()
     for which in ("source", "target"):
         chosen = side in (which, "both")
-        done[which] = list(_drawn(own, random, which, side != "both" or which == hidden)) if chosen else []
-    source, truth, target = applied(own, done["source"]), applied(own, done["target"]), applied(other, done["target"])
+        done[which] = list(_drawn(now, random, which, side != "both" or which == hidden)) if chosen else []
+    return written(name, seed, done["source"], done["target"])
+
+
+def written(name: str, seed: int, of_source: list[Step], of_target: list[Step]) -> Scrambled:
+    """The base model `name` with one way of writing it in the file, and another in the model."""
+    own, other, done = state(name, 2 * seed + 1), state(name, 2 * seed + 2), {"source": of_source, "target": of_target}
+    source, truth, target = applied(own, of_source), applied(own, of_target), applied(other, of_target)
     there = frozenset(key for entry in source.values() if entry.role not in ("other", "buffer") for key in entry.of)
     right = {k: e.tensor for k, e in truth.items() if e.role not in ("buffer", "other") and e.of <= there}
     buffers = {key for key, entry in target.items() if entry.role == "buffer"}
@@ -163,11 +168,16 @@ def _decidable(done: dict[str, list[Step]], source: State, target: State) -> Dec
         if hashed and (cut or "transpose" in kinds):
             return "ask"
         if opaque and not told_by_names({key: tuple(entry.tensor.shape) for key, entry in made.items()}, opaque):
-            lost = {"sorted", "random", "extra"} & kinds
-            return "ask" if lost or (hashed and "head" in kinds) else "order"
+            lost = {"sorted", "random", "extra"} & kinds or (hashed and "head" in kinds)
+            return "ask" if lost or not _keeps_order(target) else "order"
         if hashed:
             return "shapes"
     return "names"
+
+
+def _keeps_order(target: State) -> bool:
+    """Whether a module of these names has them in this order: what is not in a part of it comes first."""
+    return list(skeleton(_tensors(target), {k: e.role for k, e in target.items()}).state_dict()) == list(target)
 
 
 def told_by_names(shapes: dict[str, tuple[int, ...]], opaque: frozenset[str]) -> bool:
@@ -228,3 +238,14 @@ def judged(scrambled: Scrambled, certain: bool, result: Callable[[], dict[str, T
             return "wrong", f"{key} is another tensor"
     filled = sorted(scrambled.fresh & set(made))
     return ("wrong", f"{filled[0]} is filled, which has no source") if filled else ("solved", "")
+
+
+def aligned(scrambled: Scrambled, folder: Path) -> tuple[Verdict, str]:
+    """What `cs.align` makes of it; an error that says why is no guess."""
+    import ckptsurgeon as cs
+
+    try:
+        found = cs.align(scrambled.saved(folder / "source.pth"), scrambled.model)
+    except cs.CkptError:
+        return "asked", ""
+    return judged(scrambled, found.certain, lambda: {key: ref.read() for key, ref in found.plan().result.items()})

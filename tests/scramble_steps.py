@@ -274,7 +274,8 @@ def add_buffers(state: State, random: Random) -> Step | None:
     if attentions and random.random() < 0.5:
         one = {"masked_bias": torch.tensor(-1e4), "mask": torch.ones(1, 1, 6, 6).tril().bool()}
         rotary = {"rotary_emb.inv_freq": torch.logspace(0, -3, 4)}
-        made = {f"{where}.{name}": t for where in attentions for name, t in random.choice((one, rotary)).items()}
+        chosen = random.choice((one, rotary))
+        made = {f"{where}.{name}": tensor.clone() for where in attentions for name, tensor in chosen.items()}
     elif any("embeddings." in key for key in state):
         where = next(key for key in state if "embeddings." in key).partition("embeddings.")[0]
         made = {f"{where}embeddings.position_ids": torch.arange(40)[None]}

@@ -5,6 +5,7 @@ key, `#` is a number, and `^` the beginning of the key."""
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -96,6 +97,7 @@ NEUTRAL = (
 WRAPPERS = ("module.", "model.", "_orig_mod.", "net.", "backbone.", "model.net.", "_orig_mod.module.", "model.encoder.")
 
 
+@functools.cache
 def pattern(fragment: str) -> re.Pattern[str]:
     """What finds a fragment in a key: whole segments; `output.` is not that of an attention."""
     anchored = fragment.startswith("^")
