@@ -9,15 +9,15 @@ as asking, since all of them print that.
 
 `--pairs` takes a folder with a module `pairs`: REG (names), get(name) (with `convert`, `wrap`, `dropped`),
 build_source(name), build_target(name), source_state(name, model) and compare(name, source, target), the relative
-difference of outputs.  `--scale` makes checkpoints that are nothing but a header, and counts processor seconds and memory of
-one process each.
+difference of outputs.  `--scale` makes checkpoints that are nothing but a header, and counts the processor seconds and
+the memory of one process each.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import importlib
+import importlib.util
 import io
 import json
 import os
@@ -70,14 +70,15 @@ def ours(task: Task) -> State | None:
 def longest_suffix(task: Task) -> State | None:
     """As detectron2: of the tensors of its shape each takes the one whose name ends as its own does for longest.
 
-    detectron2 wants the file's name to be the end of the model's; here any words at the end count, in both directions."""
-    found: list[tuple[int, int, str, str]] = []
+    detectron2 wants the file's name to be the end of the model's; here any words at the end count.
+    """
+    found: list[tuple[int, int, int, str, str]] = []
     for n, (key, want) in enumerate(task.model.state_dict().items()):
-        for other, tensor in task.source.items():
+        for m, (other, tensor) in enumerate(task.source.items()):
             if tensor.shape == want.shape and (same := _alike(key.split("."), other.split("."))):
-                found.append((-same, n, key, other))
+                found.append((-same, n, m, key, other))
     made, taken = dict[str, Any](), set[str]()
-    for _, _, key, other in sorted(found):
+    for *_, key, other in sorted(found):
         if key not in made and other not in taken:
             made[key] = task.source[other]
             taken.add(other)
@@ -95,7 +96,7 @@ def _alike(left: list[str], right: list[str]) -> int:
 
 
 def in_order(task: Task) -> State | None:
-    """As timm: one after another, and a tensor is given the shape that is wanted; another number of elements is an error."""
+    """As timm: one after another, each in the shape that is wanted; another number of elements is an error."""
     made = {}
     for (key, want), tensor in zip(task.model.state_dict().items(), task.source.values(), strict=False):
         if want.numel() != tensor.numel():
