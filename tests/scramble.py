@@ -248,4 +248,11 @@ def aligned(scrambled: Scrambled, folder: Path) -> tuple[Verdict, str]:
         found = cs.align(scrambled.saved(folder / "source.pth"), scrambled.model)
     except cs.CkptError:
         return "asked", ""
-    return judged(scrambled, found.certain, lambda: {key: ref.read() for key, ref in found.plan().result.items()})
+    if problems := found.refusals(fit=True):
+        return "asked", str(problems[0])
+
+    def result() -> dict[str, Tensor]:
+        made = found.plan(fit=True)
+        return {key: made.result[key].read() for key in made.loaded()}
+
+    return judged(scrambled, True, result)

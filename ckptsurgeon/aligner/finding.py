@@ -93,6 +93,8 @@ def _decided(
         made.grade, made.asked = "open", reasons.weak(pair, group)
     elif id(pair) in open_layouts:
         made.grade, made.asked = "open", reasons.square(pair, group)
+    elif any(relation.flat for _, relation in pair.roles.values()) and not layouts.is_patch(pair):
+        made.grade, made.asked = "open", reasons.flat(pair, group)
     else:
         _layout(made, target)
     return made
@@ -102,6 +104,9 @@ def _layout(made: Decided, target: Side) -> None:
     """What conventions say of joined projections and rotary pairs."""
     told = layouts.layout(made.pair, made.group)
     if not told.wants_heads:
+        return
+    if told.here == "unsaid":
+        made.grade, made.asked = "open", reasons.unsaid(made.pair, made.group)
         return
     heads = layouts.heads(target.facts)
     own = made.choice.orders

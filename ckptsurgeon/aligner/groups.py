@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from ckptsurgeon.aligner import matching, runs, slots
+from ckptsurgeon.aligner import matching, runs, slots, vocabulary
 from ckptsurgeon.aligner.matching import Allowed, Outcome
 from ckptsurgeon.aligner.runs import Meeting, Run
 from ckptsurgeon.aligner.scores import TELLING
@@ -39,6 +39,8 @@ class _Left:
     sources: list[Unit]
     targets: list[Unit]
     votes: Votes = field(default_factory=Votes)
+    any: bool = False
+    """Whether runs have been taken already."""
 
 
 def groups(source: Side, target: Side, allowed: Allowed | None = None) -> list[Group]:
@@ -64,7 +66,7 @@ def _next(left: _Left, allowed: Allowed | None) -> list[tuple[Meeting, str, tupl
     equal = [one for one in found if one.rank == best.rank and _sizes(one) == _sizes(best)]
     sources, targets = _outermost(one.source for one in equal), _outermost(one.target for one in equal)
     stand_ins = [[_stand_in(run) for run in side] for side in (sources, targets)]
-    out = matching.match(*stand_ins, left.votes, allowed)
+    out = matching.match(*stand_ins, left.votes.copy(), allowed)
     by_slot = {id(slot): run for slot, run in zip((*stand_ins[0], *stand_ins[1]), (*sources, *targets), strict=True)}
     meetings = {(one.source.pattern, one.target.pattern): one for one in equal}
     made = []
@@ -75,6 +77,8 @@ def _next(left: _Left, allowed: Allowed | None) -> list[tuple[Meeting, str, tupl
         several = len(sources) > 1 or len(targets) > 1
         doubt = "other blocks are as alike, and names do not tell" if several and pair.margin < TELLING else ""
         rivals = tuple(run.pattern for run in sources if run is not one.source) if doubt else ()
+        if left.any and not doubt and _is_strange(one, left.votes):
+            doubt = "their names have nothing in common, though others go together"
         if not one.unique:
             doubt = f"{len(one.source.blocks)} blocks fit {len(one.target.blocks)} in more than one way"
         made.append((one, doubt, rivals))
@@ -85,6 +89,13 @@ def _next(left: _Left, allowed: Allowed | None) -> list[tuple[Meeting, str, tupl
             if allowed(_stand_in(one.source), _stand_in(one.target)):
                 return [(one, "" if one.unique else "more than one way", ())]
     return None
+
+
+def _is_strange(one: Meeting, votes: Votes) -> bool:
+    """Whether the names of two runs both say something, and nothing of it is the same."""
+    a, b = one.source.pattern, one.target.pattern
+    known, wanted = set(vocabulary.words(a)), set(vocabulary.words(b))
+    return bool(known) and bool(wanted) and not known & wanted and not votes.bonus(a, b)
 
 
 def _sizes(one: Meeting) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -115,6 +126,7 @@ def _blocks(
     taken = {id(unit) for block in (*ours, *others) for unit in block.units}
     left.sources = [unit for unit in left.sources if id(unit) not in taken]
     left.targets = [unit for unit in left.targets if id(unit) not in taken]
+    left.any = True
     left.votes.add(one.source.pattern + ".", one.target.pattern + ".", sum(len(block.units) for block in others))
     if not doubt and source.in_order and one.source.is_shuffled and len(set(one.source.sizes)) < len(ours):
         doubt = "the file has the blocks in another order than that of their numbers"

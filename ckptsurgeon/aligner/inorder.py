@@ -6,8 +6,9 @@ the one alignment that keeps the order of the whole explains every shape and con
 
 from __future__ import annotations
 
+import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from math import lgamma, log
 
 from ckptsurgeon.aligner import relations, scores, vocabulary
@@ -32,6 +33,8 @@ def settle(group: Group, source: Side, target: Side) -> list[Pair]:
         return []
     if any(pair.source.parts or pair.target.parts for pair in open_):
         return []
+    if not all(_is_borne_out(side, [getattr(pair, name) for pair in out.pairs]) for side, name in ((source, "source"), (target, "target"))):
+        return []
     ours = sorted((pair.source for pair in out.pairs), key=lambda slot: slot.at)
     others = sorted((pair.target for pair in out.pairs), key=lambda slot: slot.at)
     by_source = {id(pair.source): pair for pair in out.pairs}
@@ -49,6 +52,23 @@ def settle(group: Group, source: Side, target: Side) -> list[Pair]:
     kept = [pair for pair in out.pairs if pair.margin >= TELLING]
     out.pairs = kept + made
     return made
+
+
+def _is_borne_out(side: Side, some: Sequence[Slot]) -> bool:
+    """Whether more than the file itself says that its order is that of a model: it is one, its numbers count up, or so
+    many shapes would hardly fit in another order."""
+    if side.is_model:
+        return True
+    some = sorted(some, key=lambda slot: slot.at)
+    numbers = [tuple(map(int, re.findall(r"\d+", slot.path))) for slot in some]
+    forms = {re.sub(r"\d+", "", slot.path) for slot in some}
+    if all(numbers) and numbers == sorted(numbers) and len(set(numbers)) == len(numbers) and all(map(_is_number, some)):
+        return True
+    return _bits([tuple(sorted(slot.shapes.items())) for slot in some]) >= _BITS
+
+
+def _is_number(slot: Slot) -> bool:
+    return not any(vocabulary.is_hashed(segment) for segment in slot.path.split("."))
 
 
 def _say_nothing(some: Sequence[Slot]) -> bool:
@@ -85,7 +105,7 @@ def zipped(source: Side, target: Side) -> tuple[list[tuple[Leaf, Leaf]], str]:
     return list(zip(ours, others, strict=True)), ""
 
 
-def _bits(shapes: Sequence[tuple[int, ...]]) -> float:
+def _bits(shapes: Sequence[Hashable]) -> float:
     """How many orders of these shapes there are, as a logarithm to the base of 2."""
     counts = Counter(shapes).values()
     return (lgamma(len(shapes) + 1) - sum(lgamma(count + 1) for count in counts)) / log(2)

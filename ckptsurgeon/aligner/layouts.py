@@ -90,7 +90,7 @@ def _is_embedding(pair: Pair) -> bool:
 def _may_be_transposed(pair: Pair, length: int) -> bool:
     """Whether a module is of a kind that lies the other way round in one of the two libraries."""
     keys = [leaf.key.rpartition(".")[2] for unit in pair.source.every() for leaf in unit.leaves.values()]
-    return length == 2 and (pair.target.module_name in _TRANSPOSED or "kernel" in keys)
+    return "kernel" in keys or (length == 2 and pair.target.module_name in _TRANSPOSED)
 
 
 # -- heads -------------------------------------------------------------------------------------
@@ -112,6 +112,8 @@ class Layout:
 
 def layout(pair: Pair, group: Group) -> Layout:
     """What conventions say of a match."""
+    if _is_unsaid(pair):
+        return Layout("unsaid", "blocks")
     here, there = (_joined(slot) for slot in (pair.source, pair.target))
     if here or there:
         if not pair.source.parts and not pair.target.parts:
@@ -122,6 +124,19 @@ def layout(pair: Pair, group: Group) -> Layout:
         if a in names and b in others and names.index(a) == others.index(b):
             return Layout(rotary=to, which=("q", "k")[names.index(a)])
     return Layout()
+
+
+def _is_unsaid(pair: Pair) -> bool:
+    """`wqkv` of grouped queries: gpt-fast has all queries first, InternLM2 the queries, key and value of each group."""
+    joined, apart = (pair.source, pair.target) if pair.target.parts else (pair.target, pair.source)
+    if not apart.parts or not joined.means.what.startswith("qkv") or not joined.path.endswith("wqkv"):
+        return False
+    return len({part.numel for part in apart.parts}) > 1
+
+
+def is_patch(pair: Pair) -> bool:
+    """Whether a flat kernel is that of patches, whose rows are channels, height and width in this order."""
+    return bool({"patch", "stem"} & {*pair.source.words, *pair.target.words})
 
 
 def _joined(slot: Slot) -> str:

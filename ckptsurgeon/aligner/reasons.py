@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from ckptsurgeon.aligner import layouts, relations
+from ckptsurgeon.aligner import layouts, relations, vocabulary
 from ckptsurgeon.aligner.alignment import Grade, Match, Question
 from ckptsurgeon.aligner.deeds import Choice, Deed
 from ckptsurgeon.aligner.groups import Group
@@ -107,17 +107,34 @@ def _where(group: Group) -> str:
 
 
 def is_weak(pair: Pair, group: Group) -> bool:
-    """Whether nothing but a shape that many things have speaks for a match, while both sides have something over."""
-    if group.meeting is not None or not group.outcome.sources or not group.outcome.targets:
+    """Whether nothing but a shape that many things have speaks for a match, while both sides have something over, or
+    names say that the two are there for something else."""
+    if group.meeting is not None or pair.points >= MATCH + TELLING / 2:
         return False
-    large = any(len(relations.bare(shape)) > 2 for shapes in pair.target.shapes.values() for shape in shapes)
-    return not large and pair.points < MATCH + TELLING / 2
+    a, b = (vocabulary.PURPOSES & set(slot.words) for slot in (pair.source, pair.target))
+    if a and b:
+        return True
+    if any(len(relations.bare(shape)) > 2 for shapes in pair.target.shapes.values() for shape in shapes):
+        return False
+    return bool(group.outcome.sources and group.outcome.targets)
 
 
 def weak(pair: Pair, group: Group) -> Question:
     a, b = _own(pair.source), _own(pair.target)
-    text = f"{b!r} may be {a!r}, whose shape is the same, but nothing in the names says so, and both sides have more over"
+    text = f"{b!r} may be {a!r}, which alone has its shape, but nothing in the names says so"
     return Question(text, (a,), (b,), (f"--hint '{a}={b}'",))
+
+
+def flat(pair: Pair, group: Group) -> Question:
+    a, b = _own(pair.source), _own(pair.target)
+    text = f"{a!r} and {b!r} are as large, and nothing tells in which order dimensions were made one{_where(group)}"
+    return Question(text, (a,), (b,), (f"--rule 'reshape {a}.weight$ …'", "--rule 'rearrange …'"))
+
+
+def unsaid(pair: Pair, group: Group) -> Question:
+    a, b = _own(pair.source), _own(pair.target)
+    text = f"{a!r} and {b!r}: grouped queries are joined block by block in some models and group by group in others"
+    return Question(text, (a,), (b,), ("--rule 'split_qkv … heads=N kv=N layout=blocks'", "… layout=groups"))
 
 
 def square(pair: Pair, group: Group) -> Question:

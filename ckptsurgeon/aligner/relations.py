@@ -66,7 +66,7 @@ def _fitting(a: Shape, b: Shape) -> tuple[Order, ...]:
 
 def _is_flat(a: Shape, b: Shape) -> bool:
     """A kernel of a convolution whose input dimensions are one in a linear layer."""
-    return len(a) >= 3 and len(b) == 2 and a[0] == b[0] and prod(a[1:]) == b[1]
+    return len(a) >= 3 and len(b) == 2 and a[0] == b[0] and prod(a[1:]) == b[1] and a[-1] == a[-2]
 
 
 def common(pairs: Iterable[tuple[Shape, Shape]]) -> Relation | None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 _WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
-_HASHED = re.compile(r"(?=[0-9a-f]*\d)(?=[0-9a-f]*[a-f])[0-9a-f]{6,}$")
+_HASHED = re.compile(r"[a-z]?_?(?=[0-9a-f]*\d)(?=[0-9a-f]*[a-f])[0-9a-f]{6,}$|[a-z]?_?\d{6,}$")
 
 _SYNONYMS = {
     "attn": "attention attn selfattention selfattn mha msa mhsa sa",
@@ -50,6 +50,7 @@ _SYNONYMS = {
     "reg": "register registers reg",
     "stem": "stem embedder root",
     "table": "table",
+    "pool": "pool pooler pooling",
 }
 _STOP = """
     model module net network layer layers block blocks h stage stages body backbone base self sub sublayer weight weights
@@ -74,6 +75,11 @@ _FUSED = {
 
 `qkv` (timm, Swin, DINOv2), `in_proj` (torch.nn.MultiheadAttention), `c_attn` (GPT-2), `Wqkv` (MPT), `qkv_proj` (vLLM,
 Phi-3) are all queries, all keys, all values; `query_key_value` (Megatron, GPT-NeoX, BLOOM, Falcon) is so by head."""
+PURPOSES = frozenset(
+    """head pool dec projector predictor criterion loss losses center centers centres discriminator generator critic queue
+    upsampler upsample prototypes memory teacher student ema""".split()
+)
+"""Words for what a part of a network is there for: two parts with other ones are not the same, whatever their shapes."""
 _GATED = ("gate_up_proj", "gate_up", "w13", "gate_and_up", "wi_fused")
 _OUT = frozenset("o_proj out_proj wo to_out out_lin o output_proj c_proj proj dense linear_out projection out attn_out".split())
 _UP = frozenset("fc1 c_fc lin1 linear1 w_1 up fc_in dense_h_to_4h wi linear_1 fc_1 intermediate_dense layer1 dense1".split())
@@ -108,14 +114,19 @@ def words(path: str) -> tuple[str, ...]:
     return tuple(made)
 
 
+def is_hashed(segment: str) -> bool:
+    """Whether a segment of a name is what a hash makes."""
+    return bool(_HASHED.match(segment.lower()))
+
+
 def is_opaque(path: str) -> bool:
-    """Whether a name says nothing to anybody: numbers, letters alone, or what a hash makes."""
+    """Whether a name says nothing to anybody: numbers, or what a hash makes."""
     for segment in path.split("."):
-        if _HASHED.match(segment.lower().partition("_")[0]) or _HASHED.match(segment.lower()):
+        if is_hashed(segment) or is_hashed(segment.partition("_")[0]):
             continue
         for word in _WORD.findall(segment):
             lower = word.lower()
-            if lower.isdigit() or lower in _STOPPED or len(lower) == 1:
+            if lower.isdigit() or (lower in _STOPPED and len(lower) > 1):
                 continue
             return False
     return True

@@ -6,15 +6,12 @@ from collections import Counter
 from collections.abc import Iterator
 from functools import lru_cache
 
-from ckptsurgeon.aligner.runs import pattern
-
 WEIGHT = 0.8
 
 
 @lru_cache(1 << 16)
 def ancestors(path: str) -> tuple[str, ...]:
-    """The paths of the modules above, with `{}` for numbers that are alone or at the end of a word... kept as they are
-    below, so that `layer.0` and `layer.1` are two.
+    """The paths of the modules above.
 
     >>> ancestors("encoder.conv.weight")
     ('encoder', 'encoder.conv')
@@ -30,6 +27,11 @@ class Votes:
         self._pairs: Counter[tuple[str, str]] = Counter()
         self._sources: Counter[str] = Counter()
         self._targets: Counter[str] = Counter()
+
+    def copy(self) -> Votes:
+        made = Votes()
+        made._pairs, made._sources, made._targets = self._pairs.copy(), self._sources.copy(), self._targets.copy()
+        return made
 
     def add(self, source: str, target: str, weight: int = 1) -> None:
         """One match more."""
@@ -53,7 +55,3 @@ class Votes:
     def _product(source: str, target: str) -> Iterator[tuple[str, str]]:
         return ((a, b) for a in ancestors(source) for b in ancestors(target))
 
-
-def form(path: str) -> str:
-    """The subtree of a run: its path with `{}` for numbers."""
-    return pattern(path)
