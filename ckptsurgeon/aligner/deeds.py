@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ckptsurgeon.aligner import relations
-from ckptsurgeon.aligner.layouts import Heads
+from ckptsurgeon.aligner.layouts import PARTS, Heads
 from ckptsurgeon.aligner.matching import Pair
 from ckptsurgeon.aligner.relations import Order
 from ckptsurgeon.aligner.slots import Slot
@@ -134,6 +134,8 @@ def _joined(slot: Slot, number: int, role: str, name: str, choice: Choice) -> It
         else:
             own = next(iter(part.shapes)) if role not in part.units[number].leaves else role
             names.append(part.units[number].leaves[own].key)
+            if role + PARTS in choice.orders:
+                yield Deed(BEFORE, "transpose", {}, (names[-1],))
     if slot.how == "stack":
         yield from _stack(tuple(names), name)
     elif choice.there == "groups" and choice.heads is not None:
@@ -185,6 +187,10 @@ def _cut(
         args: dict[str, Any] = {"dim": dim} if dim else {}
         args |= {"sizes": sizes} if len(set(sizes)) > 1 else {}
         yield Deed(CUT, "split", args, (name,), tuple(made))
+    if role + PARTS in choice.orders:
+        if inner:
+            raise NotSaidError("parts of stacked tensors cannot be transposed one by one")
+        yield from (Deed(AFTER, "transpose", {}, (name,)) for name in made)
     for part, temporary in inner:
         yield from _cut(part, number, role, temporary, named, choice)
 

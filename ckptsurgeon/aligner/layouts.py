@@ -30,11 +30,28 @@ class Heads:
     keys: int
 
 
+@dataclass(frozen=True)
+class Open:
+    """A role of a match whose shapes leave the order of dimensions open; `parts` tells that it is that of the parts of
+    what is joined."""
+
+    group: Group
+    pair: Pair
+    role: str
+    parts: bool
+    orders: tuple[Order, ...]
+
+
+PARTS = " of the parts"
+"""Behind a role: the order of dimensions of the parts before they are joined, or after they were cut."""
+_TURNED: Order = (1, 0)
+
+
 def orders(groups: Sequence[Group]) -> tuple[dict[tuple[int, str], Order], list[tuple[Pair, str]]]:
     """The order of dimensions of every match whose shapes leave it open, by the identity of the match and the role;
     and the matches of which nothing tells."""
     votes: dict[object, Counter[Order]] = defaultdict(Counter)
-    open_: list[tuple[Group, Pair, str]] = []
+    open_: list[Open] = []
     for group in groups:
         for pair in group.outcome.pairs:
             for role, (_, relation) in pair.roles.items():
@@ -42,30 +59,45 @@ def orders(groups: Sequence[Group]) -> tuple[dict[tuple[int, str], Order], list[
                 if len(first) < 2 or relation.flat or _is_embedding(pair):
                     continue
                 if len(relation.orders) > 1:
-                    open_.append((group, pair, role))
-                    continue
-                for scope in _scopes(group, pair, len(first)):
-                    votes[scope][first] += 1
+                    open_.append(Open(group, pair, role, False, relation.orders))
+                elif _has_square_parts(pair, role):
+                    open_.append(Open(group, pair, role, True, (first, first[::-1])))
+                else:
+                    for scope in _scopes(group, pair, len(first)):
+                        votes[scope][first] += 1
     decided: dict[tuple[int, str], Order] = {}
     asked: list[tuple[Pair, str]] = []
-    for group, pair, role in open_:
-        relation = pair.roles[role][1]
-        length = len(relation.orders[0])
-        said = next((votes[scope] for scope in _scopes(group, pair, length) if votes.get(scope)), None)
-        plain = tuple(range(length))
-        if said is not None:
-            fitting = [order for order in said if order in relation.orders]
-            if len(said) == 1 and fitting:
-                decided[id(pair), role] = fitting[0]
-            elif pair.target.module_name not in _TRANSPOSED and set(said) == {plain}:
-                decided[id(pair), role] = plain
-            else:
-                asked.append((pair, role))
-        elif relation.orders[0] == plain and not _may_be_transposed(pair, length):
-            decided[id(pair), role] = plain
-        else:
-            asked.append((pair, role))
+    for one in open_:
+        order = _voted(one, votes)
+        if order is None:
+            asked.append((one.pair, one.role))
+        elif not one.parts:
+            decided[id(one.pair), one.role] = order
+        elif order != one.orders[0]:
+            decided[id(one.pair), one.role + PARTS] = _TURNED
     return decided, asked
+
+
+def _voted(one: Open, votes: Mapping[object, Counter[Order]]) -> Order | None:
+    """What the siblings say; None where they contradict each other, or where there are none and more than one order is
+    usual."""
+    length = len(one.orders[0])
+    said = next((votes[scope] for scope in _scopes(one.group, one.pair, length) if votes.get(scope)), None)
+    if said is not None:
+        return next(iter(said)) if len(said) == 1 and next(iter(said)) in one.orders else None
+    if not one.parts and one.orders[0] != tuple(range(length)):
+        return None
+    return None if _may_be_transposed(one.pair, length) else one.orders[0]
+
+
+def _has_square_parts(pair: Pair, role: str) -> bool:
+    parts = pair.source.parts or pair.target.parts
+    if not parts or len(pair.roles[role][1].orders[0]) != 2:
+        return False
+    while parts[0].parts:
+        parts = parts[0].parts
+    own = [part.shapes[role if role in part.shapes else next(iter(part.shapes))][0] for part in parts]
+    return any(len(shape) == 2 and shape[0] == shape[1] for shape in own)
 
 
 def _scopes(group: Group, pair: Pair, length: int) -> Iterator[object]:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from functools import cached_property
 
-from ckptsurgeon.aligner import scores
+from ckptsurgeon.aligner import relations, scores
 from ckptsurgeon.aligner.alignment import Edge, Leftover, Question
 from ckptsurgeon.aligner.groups import Group
 from ckptsurgeon.aligner.runs import pattern
-from ckptsurgeon.aligner.units import Leaf, Side, Unit
+from ckptsurgeon.aligner.units import Leaf, Shape, Side, Unit
 
 
 def ties(target: Side, done: set[str]) -> list[tuple[str, str]]:
@@ -73,12 +74,58 @@ class Left:
                 kind, text = "open", "the source has tensors that would fit, and nothing says which"
             elif spare and whole[spare] == needed[spare]:
                 kind, text = "block", f"the source has no block for {spare!r}, as it has for the others of {pattern(spare)}"
+            elif fits := self._could_be(leaf, path):
+                kind, text = "open", f"{fits!r} of the source is not used, and may hold it"
             elif path in heads:
                 kind, text = "other size", f"in the source {heads[path]}"
             else:
                 kind, text = "new", "nothing in the source is of its shape"
             made.append(Leftover(leaf.key, leaf.shape, kind, text))
         return tuple(made)
+
+    def _could_be(self, leaf: Leaf, path: str) -> str:
+        """A key of the source that is not used and could hold a tensor, whole or as a part; "" if there is none."""
+        own = self._group_of(path)
+        for other in self._idle:
+            if relations.relation(other.shape, leaf.shape) is not None or (other.numel == leaf.numel and leaf.numel > 1):
+                return other.key
+            if own is not None and self._inside.get(other.key) is own and _is_part(leaf.shape, other.shape):
+                return other.key
+        return ""
+
+    @cached_property
+    def _idle(self) -> list[Leaf]:
+        """Keys of the source that are not used, one for each shape and group."""
+        found: dict[object, Leaf] = {}
+        for leaf in self.source.leaves:
+            if leaf.key not in self.used and not leaf.computed:
+                found.setdefault((leaf.shape, id(self._inside.get(leaf.key))), leaf)
+        return list(found.values())
+
+    @cached_property
+    def _inside(self) -> dict[str, Group]:
+        """Keys of the source that are left in a group of blocks."""
+        return {
+            leaf.key: group
+            for group in self.groups
+            if group.meeting is not None
+            for slot in group.outcome.sources
+            for unit in slot.every()
+            for leaf in unit.leaves.values()
+        }
+
+    def _group_of(self, path: str) -> Group | None:
+        return self._targets.get(path)
+
+    @cached_property
+    def _targets(self) -> dict[str, Group]:
+        return {
+            unit.path: group
+            for group in self.groups
+            if group.meeting is not None
+            for slot in group.outcome.targets
+            for unit in slot.every()
+        }
 
     def _spare_of(self, path: str) -> str:
         """The block without a partner that a path is in; "" if in none."""
@@ -125,5 +172,10 @@ class Left:
         return sum(leaf.numel for leaf in needed if leaf.key in self.sure) / whole if whole else 0.0
 
 
-def is_needed(leaf: Leaf) -> bool:
-    return not leaf.computed
+def _is_part(a: Shape, b: Shape) -> bool:
+    """Whether a few tensors of one shape, joined, could be one of the other: their sizes differ in one alone, by two or
+    three times or as those of grouped queries, or one has more dimensions."""
+    if len(a) != len(b):
+        longer, shorter = (a, b) if len(a) > len(b) else (b, a)
+        return len(longer) == len(shorter) + 1 >= 3 and max(shorter) <= max(longer)
+    return len(a) == len(b) and sum(x != y for x, y in zip(a, b, strict=True)) <= 1 or sorted(a)[:-1] == sorted(b)[:-1]

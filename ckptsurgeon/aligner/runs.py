@@ -78,8 +78,8 @@ class Meeting:
         return sum(self.target.blocks[there].numel for _, there in self.pairs)
 
     @property
-    def rank(self) -> tuple[bool, bool, int, int]:
-        return self.exact, self.whole, len(self.pairs), self.covered
+    def rank(self) -> tuple[bool, bool, bool, int, int]:
+        return self.exact, self.whole, self.unique, len(self.pairs), self.covered
 
 
 def pattern(path: str) -> str:

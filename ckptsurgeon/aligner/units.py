@@ -20,7 +20,7 @@ Shape = tuple[int, ...]
 OWN = "own"
 """The role of a tensor that is a unit of itself."""
 _PLAIN = {"weight": "weight", "bias": "bias", "kernel": "weight", "running_mean": "mean", "running_var": "var"}
-_PLAIN |= {"moving_mean": "mean", "moving_variance": "var", "num_batches_tracked": "batches"}
+_PLAIN |= {"moving_mean": "mean", "moving_variance": "var", "moving_var": "var", "num_batches_tracked": "batches"}
 _PLAIN |= {"weight_g": "g", "weight_v": "v", "weight_orig": "orig", "weight_u": "u"}
 _PARAMETRIZED = re.compile(r"^(.*?)\.?parametrizations\.(\w+)\.(original\d?)$")
 _PARTS = {"original0": "g", "original1": "v", "original": "orig"}
@@ -188,7 +188,7 @@ def _without(one: Side, other: Side) -> Side:
     here = [leaf.shape for leaf in one.leaves]
     shapes = {leaf.key: leaf.shape for leaf in one.leaves}
     for group in one.ties:
-        known = [key for key in group if key in shapes]
+        known = sorted((key for key in group if key in shapes), key=vocabulary.is_head)
         if len(known) > 1:
             over = here.count(shapes[known[0]]) - there.count(shapes[known[0]])
             aliases.update(known[len(known) - min(max(over, 0), len(known) - 1) :])

@@ -81,6 +81,18 @@ PURPOSES = frozenset(
 )
 """Words for what a part of a network is there for: two parts with other ones are not the same, whatever their shapes."""
 _GATED = ("gate_up_proj", "gate_up", "w13", "gate_and_up", "wi_fused")
+_HEADS = frozenset(
+    """fc head classifier classification_head score lm_head output output_projection embed_out logits last_linear
+    cls_classifier output_layer""".split()
+)
+_TOKENS = frozenset(
+    """embed_tokens wte word_embeddings tok_embeddings token_embedding token_embeddings embed_in shared word_embedding
+    tok_emb tok_embed embed_token""".split()
+)
+_POSITIONS = frozenset(
+    """wpe position_embeddings embed_positions pos_embed pos_embedding positional_embedding position_embedding pos_emb
+    position_embed positions""".split()
+)
 _OUT = frozenset("o_proj out_proj wo to_out out_lin o output_proj c_proj proj dense linear_out projection out attn_out".split())
 _UP = frozenset("fc1 c_fc lin1 linear1 w_1 up fc_in dense_h_to_4h wi linear_1 fc_1 intermediate_dense layer1 dense1".split())
 _DOWN = frozenset("fc2 c_proj lin2 linear2 w_2 fc_out dense_4h_to_h down_proj linear_2 fc_2 down output_dense dense2 proj".split())
@@ -164,10 +176,21 @@ def meaning(path: str, beside: Collection[str], is_norm: bool) -> Meaning:
     for one in ("q", "k", "v"):
         if told == {one}:
             return Meaning(one + _which(inner, before))
+    for names, what in ((_TOKENS, "token embedding"), (_POSITIONS, "positions")):
+        if last in names:
+            return Meaning(what)
+    if last in _HEADS and len(named) <= 2 and inner <= {"head", "cls"}:
+        return Meaning("head")
     is_attention = "attn" in inner or "cross" in inner
     if is_attention and (last in _OUT or (last == "dense" and before.endswith("output"))):
         return Meaning("attention out" + _which(inner, before))
     return Meaning(_of_mlp(last, before, inner, beside))
+
+
+def is_head(key: str) -> bool:
+    """Whether a key is of the last layer of a network."""
+    path = key.rpartition(".")[0]
+    return spelt(path.rpartition(".")[2]) in _HEADS
 
 
 def _which(inner: Iterable[str], before: str) -> str:
@@ -200,7 +223,7 @@ def _norm_order(path: str, meant: set[str]) -> int | None:
     """Where a norm stands among those of its block: that of self attention, of cross attention, of the MLP."""
     if "down" in meant or "q" in meant or "k" in meant:
         return None
-    if re.search(r"final_?layer_?norm|ffn|mlp|ff_|feed_?forward|ln_2$|^output\.", path):
+    if re.search(r"final_?layer_?norm|ffn|mlp|ff_|feed_?forward|ln_2$|^output\.|output_layer_?norm|output_norm", path):
         return 35 if "post" in path else 30
     if re.search(r"post_attention|post_attn|_after|after_", path):
         return 15
