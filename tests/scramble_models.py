@@ -310,7 +310,7 @@ def _role(key: str, tensor: Tensor, owner: nn.Module | None) -> str:
         return "stat" if key.endswith(("running_mean", "running_var")) else "buffer"
     if isinstance(owner, nn.Embedding):
         return "embedding"
-    if (isinstance(owner, nn.Linear) or kind == "Conv1D") and tensor.dim() == 2:
+    if (isinstance(owner, nn.Linear) or kind in ("Conv1D", "MultiheadAttention")) and tensor.dim() == 2:
         return "linear"
     if "Norm" in kind:  # also one that is frozen, whose weight and bias are buffers
         return "norm"

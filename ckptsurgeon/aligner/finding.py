@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from ckptsurgeon.aligner import groups as grouping
 from ckptsurgeon.aligner import inorder, layouts, leftovers, recipes, reasons, units
 from ckptsurgeon.aligner.alignment import Alignment, Edge, Grade, Match, Question
-from ckptsurgeon.aligner.deeds import Choice, Deed, NotSaidError, companions, deeds
+from ckptsurgeon.aligner.deeds import Choice, Deed, companions, deeds
 from ckptsurgeon.aligner.groups import Group
 from ckptsurgeon.aligner.hints import Hint, allowed, check
 from ckptsurgeon.aligner.matching import Pair
@@ -51,7 +51,8 @@ def align(source: Checkpoint, target: Target, hints: Sequence[Hint] = ()) -> Ali
     ]
     taken = [one for one in decided if one.grade != "open"]
     ties = leftovers.ties(others, {leaf.key for one in taken for unit in one.pair.target.every() for leaf in unit.leaves.values()})
-    rules, done, edges = _rules(source, taken, found, ties)
+    edges = _edges(taken)
+    rules, done = _rules(source, target, taken, edges, found, ties)
     open_edges = [edge for one in decided if one.grade == "open" for edge in _open_edges(one)]
     matches = tuple(reasons.match(one.pair, one.group, one.grade, one.choice, one.asked) for one in decided if one.pair.roles)
     questions = tuple(reasons.questions(decided, found))
@@ -133,23 +134,28 @@ def _open_edges(one: Decided) -> Iterator[Edge]:
 
 
 def _rules(
-    source: Checkpoint, taken: Sequence[Decided], found: Sequence[Group], ties: Sequence[tuple[str, str]]
-) -> tuple[list[Rule], list[tuple[Deed, Decided]], list[Edge]]:
-    """The shorter of the recipes in one step and in two."""
+    source: Checkpoint,
+    target: Target,
+    taken: Sequence[Decided],
+    edges: Sequence[Edge],
+    found: Sequence[Group],
+    ties: Sequence[tuple[str, str]],
+) -> tuple[list[Rule], list[tuple[Deed, Decided]]]:
+    """The shorter of the recipes in one step and in two, each held against the edges."""
+    wanted = {key: (edge.sources, target.entries[key].spec.shape) for edge in edges for key in edge.targets}
     direct = [(deed, one) for one in taken for deed in deeds(one.pair, one.choice, lambda key: key)]
-    edges = _edges(taken)
-    best = recipes.lines([deed for deed, _ in direct], source, ties, {})
+    best = recipes.lines([deed for deed, _ in direct], source, ties, {}, wanted)
     if len(best) > _MOST_LINES:
         paths = {old: new for group in found if not group.doubt for old, new in _moved(group)}
         back = {new: old for old, new in paths.items()}
         staged = [(deed, one) for one in taken for deed in deeds(one.pair, one.choice, lambda key: _under_old(key, back))]
         try:
-            other = recipes.lines([deed for deed, _ in staged], source, ties, paths)
-        except (ValueError, AssertionError, NotSaidError):
-            other = best
+            other = recipes.lines([deed for deed, _ in staged], source, ties, paths, wanted)
+        except (ValueError, AssertionError):
+            return best, direct
         if len(other) < len(best):
-            return other, staged, edges
-    return best, direct, edges
+            return other, staged
+    return best, direct
 
 
 def _moved(group: Group) -> list[tuple[str, str]]:
@@ -193,7 +199,7 @@ def _hashed(source: Checkpoint, target: Target, ours: Side, others: Side) -> Ali
     pairs, why = inorder.zipped(ours, others)
     edges = [Edge((a.key,), (b.key,), "order") for a, b in pairs]
     rules = recipes.lines(
-        [deed for a, b in pairs for deed in inorder.deeds(a, b)], source, (), {}
+        [deed for a, b in pairs for deed in inorder.deeds(a, b)], source, (), {}, {b.key: ((a.key,), b.shape) for a, b in pairs}
     ) if pairs else []
     left = leftovers.Left(ours, others, [], edges, [])
     question = Question(f"{ours.label}: {why}; say by rules which is which") if why else None

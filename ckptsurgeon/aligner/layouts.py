@@ -82,12 +82,21 @@ def _voted(one: Open, votes: Mapping[object, Counter[Order]]) -> Order | None:
     """What the siblings say; None where they contradict each other, or where there are none and more than one order is
     usual."""
     length = len(one.orders[0])
-    said = next((votes[scope] for scope in _scopes(one.group, one.pair, length) if votes.get(scope)), None)
-    if said is not None:
-        return next(iter(said)) if len(said) == 1 and next(iter(said)) in one.orders else None
-    if not one.parts and one.orders[0] != tuple(range(length)):
+    plain = tuple(range(length))
+    for scope in _scopes(one.group, one.pair, length):
+        said = votes.get(scope)
+        if said:
+            order = next(iter(said))
+            fine = len(said) == 1 and order in one.orders and (order == plain or _is_near(scope, one.group))
+            return order if fine else None
+    if not one.parts and one.orders[0] != plain:
         return None
     return None if _may_be_transposed(one.pair, length) else one.orders[0]
+
+
+def _is_near(scope: object, group: Group) -> bool:
+    """Whether the siblings are in the same blocks: elsewhere a library may lie the other way round."""
+    return group.meeting is not None and isinstance(scope, tuple) and scope[0] == "block"
 
 
 def _has_square_parts(pair: Pair, role: str) -> bool:
@@ -104,19 +113,22 @@ def _scopes(group: Group, pair: Pair, length: int) -> Iterator[object]:
     """Where the siblings are, the nearest first: the same kind of module in the block, the block, the model."""
     module = pair.target.module_name
     yield "block", id(group), module, length
-    yield "model", module, length
-    if not module:
+    if module not in _TRANSPOSED:
         yield "block", id(group), length
-        yield "all", length
-    elif module not in _TRANSPOSED:
-        yield "rank", length
+    yield "model", module, length
+    if module not in _TRANSPOSED:
+        yield "model", length
 
 
 def _is_embedding(pair: Pair) -> bool:
     unit = next(pair.target.every())
     if unit.kind:
         return unit.kind == "embedding"
-    return bool(_EMBEDDINGS & (set(pair.target.words) | set(pair.source.words))) and "proj" not in pair.target.words
+    for slot in (pair.source, pair.target):
+        last = slot.path.rpartition(".")[2]
+        if slot.means.what in ("token embedding", "positions") or _EMBEDDINGS & set(vocabulary.words(last)):
+            return "proj" not in vocabulary.words(last)
+    return False
 
 
 def _may_be_transposed(pair: Pair, length: int) -> bool:

@@ -10,10 +10,10 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from ckptsurgeon.aligner.deeds import RENAME, Deed
+from ckptsurgeon.aligner.votes import ancestors
 from ckptsurgeon.applying import Applying
 from ckptsurgeon.checkpoint import Checkpoint
 from ckptsurgeon.ops import OPERATIONS, Numbered
@@ -23,14 +23,17 @@ from ckptsurgeon.rules.condense import ASIDE, Edge
 _READ: dict[str, Callable[[str], Any]] = {"pattern": re.compile, "numbered": Numbered, "template": str}
 
 
-@dataclass(frozen=True)
-class Paths:
-    """How blocks are called on both sides: the old path and the new one."""
-
-    pairs: tuple[tuple[str, str], ...]
+Wanted = Mapping[str, tuple[tuple[str, ...], tuple[int, ...]]]
+"""Name → the keys of the source that it is made of, and its shape."""
 
 
-def lines(deeds: Sequence[Deed], source: Checkpoint, ties: Sequence[tuple[str, str]], last: Mapping[str, str]) -> list[Rule]:
+def lines(
+    deeds: Sequence[Deed],
+    source: Checkpoint,
+    ties: Sequence[tuple[str, str]],
+    last: Mapping[str, str],
+    wanted: Wanted,
+) -> list[Rule]:
     """The rules that do the deeds; `ties` are names that get a second one, `last` renames of names that the deeds made,
     by their beginnings.  ValueError where they would not do what is wanted."""
     work = Applying(source, None, False, 0, None)
@@ -51,6 +54,10 @@ def lines(deeds: Sequence[Deed], source: Checkpoint, ties: Sequence[tuple[str, s
         rule = parse(render("tie", _words("tie", line)))
         _apply(work, rule)
         rules.append(rule)
+    for name, (keys, shape) in wanted.items():
+        ref = work.refs.get(name)
+        if ref is None or ref.shape != shape or set(work.origins(name)) != set(keys):
+            raise ValueError(f"{name!r} would not be made of {', '.join(map(repr, keys))}")
     return rules
 
 
@@ -112,14 +119,15 @@ def _moves(paths: Mapping[str, str], names: Sequence[str]) -> list[Rule]:
 
 
 def _collide(paths: Mapping[str, str], names: Sequence[str]) -> bool:
-    """Whether a new beginning is there already, so that the order of renames would matter."""
+    """Whether a new beginning is there already, or begins as an old one, so that the order of renames would matter."""
     there: set[str] = set()
     for name in names:
         at = name.find(".")
         while at >= 0:
             there.add(name[:at])
             at = name.find(".", at + 1)
-    return any(new in there for old, new in paths.items() if old != new)
+    changed = [(old, new) for old, new in paths.items() if old != new]
+    return any(new in there or any(above in paths for above in (*ancestors(new), new)) for _, new in changed)
 
 
 def _beginnings(goals: Mapping[str, str], whole: Sequence[str]) -> list[tuple[str, str]]:

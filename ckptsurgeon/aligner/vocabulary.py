@@ -172,7 +172,7 @@ def meaning(path: str, beside: Collection[str], is_norm: bool) -> Meaning:
             return Meaning(what + _which(inner, before))
     if last in _GATED:
         return Meaning("gate and up" + _which(inner, before))
-    told = set(words(last)) - {"proj", "linear", "attn"}
+    told = set(words(last)) - {"proj", "linear", "attn", "to", "layer"}
     for one in ("q", "k", "v"):
         if told == {one}:
             return Meaning(one + _which(inner, before))
