@@ -106,8 +106,9 @@ def _layout(made: Decided, target: Side) -> None:
     told = layouts.layout(made.pair, made.group)
     if not told.wants_heads:
         return
-    if told.here == "unsaid":
-        made.grade, made.asked = "open", reasons.unsaid(made.pair, made.group)
+    if told.here in ("unsaid", "unknown"):
+        ask = reasons.unsaid if told.here == "unsaid" else reasons.unknown
+        made.grade, made.asked = "open", ask(made.pair, made.group)
         return
     heads = layouts.heads(target.facts)
     own = made.choice.orders

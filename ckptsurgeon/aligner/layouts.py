@@ -159,6 +159,9 @@ def layout(pair: Pair, group: Group) -> Layout:
     if _is_unsaid(pair):
         return Layout("unsaid", "blocks")
     here, there = (_joined(slot) for slot in (pair.source, pair.target))
+    gates = [slot.means.what.startswith(("gate and up", "kv")) for slot in (pair.source, pair.target)]
+    if bool(here) != bool(there) or gates[0] != gates[1]:
+        return Layout("unknown", "blocks")
     if here or there:
         if not pair.source.parts and not pair.target.parts:
             return Layout(here, there) if here and there else Layout()
@@ -209,8 +212,3 @@ def heads(facts: Mapping[str, int]) -> Heads | None:
     """What a model says of its heads."""
     queries = facts.get("heads")
     return None if not queries else Heads(queries, facts.get("kv_heads") or queries)
-
-
-def unknown(slot: Slot) -> bool:
-    """Whether the name of a joined tensor is in no table."""
-    return not vocabulary.meaning(slot.path, (), False).what

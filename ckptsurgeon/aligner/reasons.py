@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from ckptsurgeon.aligner import layouts, relations, vocabulary
+from ckptsurgeon.aligner import relations, vocabulary
 from ckptsurgeon.aligner.alignment import Grade, Match, Question
 from ckptsurgeon.aligner.deeds import Choice, Deed
 from ckptsurgeon.aligner.groups import Group
@@ -137,6 +137,12 @@ def unsaid(pair: Pair, group: Group) -> Question:
     return Question(text, (a,), (b,), ("--rule 'split_qkv … heads=N kv=N layout=blocks'", "… layout=groups"))
 
 
+def unknown(pair: Pair, group: Group) -> Question:
+    a, b = _own(pair.source), _own(pair.target)
+    text = f"{a!r} → {b!r}: one of them is several projections in one, and how they lie in the other its name does not tell"
+    return Question(text, (a,), (b,), (f"--rule '(\\.){a}\\. => \\1{b}.', if they lie alike",))
+
+
 def square(pair: Pair, group: Group) -> Question:
     a, b = _own(pair.source), _own(pair.target)
     text = f"{b!r} is square, and nothing tells whether {a!r} is to be transposed{_where(group)}"
@@ -195,7 +201,3 @@ def notes(rules: Sequence[Rule], done: Sequence[tuple[Deed, Decided]]) -> Mappin
                 made[rule.text] = f"{', '.join(names(one.pair.source))} → {', '.join(names(one.pair.target))}{grade}: {why}"
                 break
     return made
-
-
-def unknown_joined(slot: Slot) -> bool:
-    return layouts.unknown(slot)

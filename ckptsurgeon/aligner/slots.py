@@ -149,8 +149,10 @@ def _concatenated(ours: list[Slot], others: list[Slot]) -> list[Slot]:
             if any(other + across in have for other in ("qkv", "qkv by heads")) and "kv" in what:
                 continue
             for parts in _sets(made, [name + (across if name != "mlp up" and name != "gate" else "") for name in names]):
-                made = [slot for slot in made if slot not in parts]
-                made.append(_merged(parts, what, across))
+                whole, alone = _merged(parts, what, across)
+                if whole.shapes:
+                    made = [slot for slot in made if slot not in parts]
+                    made += [whole, *alone]
     return made
 
 
@@ -166,8 +168,9 @@ def _sets(made: list[Slot], names: Sequence[str]) -> Iterator[tuple[Slot, ...]]:
             yield tuple(found[name] for name in names)
 
 
-def _merged(parts: tuple[Slot, ...], what: str, across: str) -> Slot:
-    """The parts one below the other; `dim` of the rows is the first, behind that of stacked entries."""
+def _merged(parts: tuple[Slot, ...], what: str, across: str) -> tuple[Slot, list[Slot]]:
+    """The parts one below the other (behind the dimension of stacked entries), and what not all of them have: the
+    biases of queries and values, where keys have none."""
     roles = [role for role in parts[0].shapes if all(role in part.shapes for part in parts)]
     first = parts[0]
     dim = 1 if first.how == "stack" else 0
@@ -178,7 +181,12 @@ def _merged(parts: tuple[Slot, ...], what: str, across: str) -> Slot:
     parent = first.path.rpartition(".")[0]
     name = what.split(" ")[0] if "qkv" in what or what == "kv" else "gate_up_proj"
     name = "query_key_value" if what.endswith("by heads") else name
-    return Slot(f"{parent}.{name}".lstrip("."), first.present, first.units, shapes, parts, "concat")
+    alone = [
+        Slot(part.path, part.present, part.units, {role: some for role, some in part.shapes.items() if role not in roles})
+        for part in parts
+        if not part.parts and set(part.shapes) - set(roles)
+    ]
+    return Slot(f"{parent}.{name}".lstrip("."), first.present, first.units, shapes, parts, "concat"), alone
 
 
 def _added(shapes: Sequence[Shape], dim: int) -> Shape:

@@ -97,7 +97,6 @@ _OUT = frozenset("o_proj out_proj wo to_out out_lin o output_proj c_proj proj de
 _UP = frozenset("fc1 c_fc lin1 linear1 w_1 up fc_in dense_h_to_4h wi linear_1 fc_1 intermediate_dense layer1 dense1".split())
 _DOWN = frozenset("fc2 c_proj lin2 linear2 w_2 fc_out dense_4h_to_h down_proj linear_2 fc_2 down output_dense dense2 proj".split())
 _GATE, _UP3, _DOWN2 = "gate_proj", "up_proj", "w2"
-_LAST_NUMBER = re.compile(r"(\d+)(?!.*\d)")
 
 
 @lru_cache(1 << 16)
@@ -231,5 +230,5 @@ def _norm_order(path: str, meant: set[str]) -> int | None:
         return 20
     if re.search(r"attn|attention|input|before|(?:^|[._])sa_", path):
         return 10
-    number = _LAST_NUMBER.search(path)
-    return None if number is None else 10 * int(number[1]) + (10 if "." in path[: number.start()] else 0)
+    numbers = re.findall(r"\d+", path)
+    return 10 * int(numbers[0]) if len(numbers) == 1 else None

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator
 from functools import lru_cache
 
-WEIGHT = 0.8
+WEIGHT = 1.2
 
 
 @lru_cache(1 << 16)
