@@ -10,7 +10,7 @@ from ckptsurgeon.aligner import relations, scores
 from ckptsurgeon.aligner.alignment import Edge, Leftover, Question
 from ckptsurgeon.aligner.groups import Group
 from ckptsurgeon.aligner.runs import pattern
-from ckptsurgeon.aligner.units import Leaf, Shape, Side, Unit
+from ckptsurgeon.aligner.units import Leaf, Side, Unit
 
 
 def ties(target: Side, done: set[str]) -> list[tuple[str, str]]:
@@ -89,7 +89,7 @@ class Left:
         for other in self._idle:
             if relations.relation(other.shape, leaf.shape) is not None or (other.numel == leaf.numel and leaf.numel > 1):
                 return other.key
-            if own is not None and self._inside.get(other.key) is own and _is_part(leaf.shape, other.shape):
+            if own is not None and self._inside.get(other.key) is own and _is_part(leaf, other):
                 return other.key
         return ""
 
@@ -172,10 +172,7 @@ class Left:
         return sum(leaf.numel for leaf in needed if leaf.key in self.sure) / whole if whole else 0.0
 
 
-def _is_part(a: Shape, b: Shape) -> bool:
-    """Whether a few tensors of one shape, joined, could be one of the other: their sizes differ in one alone, by two or
-    three times or as those of grouped queries, or one has more dimensions."""
-    if len(a) != len(b):
-        longer, shorter = (a, b) if len(a) > len(b) else (b, a)
-        return len(longer) == len(shorter) + 1 >= 3 and max(shorter) <= max(longer)
-    return len(a) == len(b) and sum(x != y for x, y in zip(a, b, strict=True)) <= 1 or sorted(a)[:-1] == sorted(b)[:-1]
+def _is_part(a: Leaf, b: Leaf) -> bool:
+    """Whether one tensor may be a part of the other: it has so many elements fewer, a whole number of times."""
+    small, large = sorted((a.numel, b.numel))
+    return small > 1 and large % small == 0

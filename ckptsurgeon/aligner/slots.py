@@ -162,10 +162,12 @@ def _sets(made: list[Slot], names: Sequence[str]) -> Iterator[tuple[Slot, ...]]:
     for slot in made:
         if slot.means.what in names:
             parent = slot.path.rpartition(".")[0]
-            by_parent[parent, slot.present].setdefault(slot.means.what, slot)
-    for found in by_parent.values():
-        if len(found) == len(names):
-            yield tuple(found[name] for name in names)
+            found = by_parent[parent, slot.present]
+            if slot.means.what not in found or "weight" not in found[slot.means.what].shapes:
+                found[slot.means.what] = slot  # `q_bias` stands beside `q_proj.weight`
+    for some in by_parent.values():
+        if len(some) == len(names):
+            yield tuple(some[name] for name in names)
 
 
 def _merged(parts: tuple[Slot, ...], what: str, across: str) -> tuple[Slot, list[Slot]]:
