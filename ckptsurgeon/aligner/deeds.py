@@ -47,7 +47,11 @@ class Choice:
 
 
 class NotSaidError(Exception):
-    """Something that no rule can say."""
+    """Something that no rule can say, of a key of the target where it is about one alone."""
+
+    def __init__(self, text: str, key: str | None = None) -> None:
+        self.key = key
+        super().__init__(text)
 
 
 def deeds(pair: Pair, choice: Choice, named: Callable[[str], str]) -> Iterator[Deed]:
@@ -89,7 +93,7 @@ def _one(
         yield from (in_place(AFTER if not target.parts else BEFORE, step, whole) for step in steps)
         if target.parts:
             if steps:
-                raise NotSaidError("what is joined anew cannot be changed before it is cut")
+                raise NotSaidError("what is joined anew cannot be changed before it is cut", _key(target, number, there))
             yield from _cut(target, number, there, whole, named, choice)
         return
     key = source.units[number].leaves[here].key
@@ -168,7 +172,7 @@ def _cut(
         start = _start(names)
         marked = None if start is None else condense.marked(names, start)
         if marked is None:
-            raise NotSaidError(f"the numbers of {names[0]!r} and the others have gaps")
+            raise NotSaidError(f"the numbers of {names[0]!r} and the others have gaps", _key(slot, number, role))
         yield Deed(UNSTACK, "unstack", {"start": start} if start else {}, (name,), (marked,), names)
         return
     made = []
@@ -189,13 +193,14 @@ def _cut(
         yield Deed(CUT, "split", args, (name,), tuple(made))
     if role + PARTS in choice.orders:
         if inner:
-            raise NotSaidError("parts of stacked tensors cannot be transposed one by one")
+            raise NotSaidError("parts of stacked tensors cannot be transposed one by one", _key(slot, number, role))
         yield from (Deed(AFTER, "transpose", {}, (name,)) for name in made)
     for part, temporary in inner:
         yield from _cut(part, number, role, temporary, named, choice)
 
 
 def _key(slot: Slot, number: int, role: str) -> str:
+    slot = _innermost(slot)
     leaves = slot.units[number].leaves
     return leaves[role if role in leaves else next(iter(slot.shapes))].key
 

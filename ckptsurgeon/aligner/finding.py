@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from ckptsurgeon.aligner import groups as grouping
 from ckptsurgeon.aligner import inorder, layouts, leftovers, recipes, reasons, units
 from ckptsurgeon.aligner.alignment import Alignment, Edge, Grade, Match, Question
-from ckptsurgeon.aligner.deeds import Choice, Deed, companions, deeds
+from ckptsurgeon.aligner.deeds import Choice, Deed, NotSaidError, companions, deeds
 from ckptsurgeon.aligner.groups import Group
 from ckptsurgeon.aligner.hints import Hint, allowed, check
 from ckptsurgeon.aligner.matching import Pair
@@ -51,8 +51,13 @@ def align(source: Checkpoint, target: Target, hints: Sequence[Hint] = ()) -> Ali
     ]
     taken = [one for one in decided if one.grade != "open"]
     ties = leftovers.ties(others, {leaf.key for one in taken for unit in one.pair.target.every() for leaf in unit.leaves.values()})
-    edges = _edges(taken)
-    rules, done = _rules(source, target, taken, edges, found, ties)
+    while True:
+        edges = _edges(taken)
+        try:
+            rules, done = _rules(source, target, taken, edges, found, ties)
+            break
+        except NotSaidError as error:
+            taken = [one for one in taken if not _given_up(one, error)]
     open_edges = [edge for one in decided if one.grade == "open" for edge in _open_edges(one)]
     matches = tuple(reasons.match(one.pair, one.group, one.grade, one.choice, one.asked) for one in decided if one.pair.roles)
     questions = tuple(reasons.questions(decided, found))
@@ -70,6 +75,15 @@ def align(source: Checkpoint, target: Target, hints: Sequence[Hint] = ()) -> Ali
         left.agreement(),
         notes,
     )
+
+
+def _given_up(one: Decided, error: NotSaidError) -> bool:
+    """Keep a match open that no rule can say; all of them where it is not known which."""
+    keys = {key for edge in _edges([one]) for key in edge.targets}
+    if error.key is not None and error.key not in keys:
+        return False
+    one.grade, one.asked = "open", reasons.unsayable(one.pair, one.group, str(error))
+    return True
 
 
 def _decided(
@@ -146,13 +160,13 @@ def _rules(
     wanted = {key: (edge.sources, target.entries[key].spec.shape) for edge in edges for key in edge.targets}
     direct = [(deed, one) for one in taken for deed in deeds(one.pair, one.choice, lambda key: key)]
     best = recipes.lines([deed for deed, _ in direct], source, ties, {}, wanted)
-    if len(best) > _MOST_LINES:
+    if len(best) > max(_MOST_LINES, len(taken) + 2):
         paths = {old: new for group in found if not group.doubt for old, new in _moved(group)}
         back = {new: old for old, new in paths.items()}
         staged = [(deed, one) for one in taken for deed in deeds(one.pair, one.choice, lambda key: _under_old(key, back))]
         try:
             other = recipes.lines([deed for deed, _ in staged], source, ties, paths, wanted)
-        except (ValueError, AssertionError):
+        except (NotSaidError, AssertionError):
             return best, direct
         if len(other) < len(best):
             return other, staged

@@ -134,8 +134,9 @@ def _blocks(
         [(block.path, block.units) for block in ours], [(block.path, block.units) for block in others], Votes(), allowed
     )
     outcome, computed = outcomes[0]
+    met = [{pair[side] for pair in one.pairs} for side in (0, 1)]
     spare = tuple(
-        tuple(block.path for at, block in enumerate(run.blocks) if at not in {pair[side] for pair in one.pairs})
+        tuple(block.path for at, block in enumerate(run.blocks) if at not in met[side])
         for side, run in enumerate((one.source, one.target))
     )
     pairs = tuple((a.path, b.path) for a, b in zip(ours, others, strict=True))

@@ -87,16 +87,16 @@ def _voted(one: Open, votes: Mapping[object, Counter[Order]]) -> Order | None:
         said = votes.get(scope)
         if said:
             order = next(iter(said))
-            fine = len(said) == 1 and order in one.orders and (order == plain or _is_near(scope, one.group))
+            fine = len(said) == 1 and order in one.orders and (order == plain or _is_near(scope))
             return order if fine else None
     if not one.parts and one.orders[0] != plain:
         return None
     return None if _may_be_transposed(one.pair, length) else one.orders[0]
 
 
-def _is_near(scope: object, group: Group) -> bool:
+def _is_near(scope: object) -> bool:
     """Whether the siblings are in the same blocks: elsewhere a library may lie the other way round."""
-    return group.meeting is not None and isinstance(scope, tuple) and scope[0] == "block"
+    return isinstance(scope, tuple) and scope[0] == "block"
 
 
 def _has_square_parts(pair: Pair, role: str) -> bool:
@@ -106,14 +106,15 @@ def _has_square_parts(pair: Pair, role: str) -> bool:
     while parts[0].parts:
         parts = parts[0].parts
     own = [part.shapes[role if role in part.shapes else next(iter(part.shapes))][0] for part in parts]
-    return any(len(shape) == 2 and shape[0] == shape[1] for shape in own)
+    return all(len(shape) == 2 and shape[0] == shape[1] for shape in own)
 
 
 def _scopes(group: Group, pair: Pair, length: int) -> Iterator[object]:
     """Where the siblings are, the nearest first: the same kind of module in the block, the block, the model."""
     module = pair.target.module_name
-    yield "block", id(group), module, length
-    if module not in _TRANSPOSED:
+    if group.meeting is not None:
+        yield "block", id(group), module, length
+    if group.meeting is not None and module not in _TRANSPOSED:
         yield "block", id(group), length
     yield "model", module, length
     if module not in _TRANSPOSED:

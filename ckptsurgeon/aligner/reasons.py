@@ -143,6 +143,11 @@ def unknown(pair: Pair, group: Group) -> Question:
     return Question(text, (a,), (b,), (f"--rule '(\\.){a}\\. => \\1{b}.', if they lie alike",))
 
 
+def unsayable(pair: Pair, group: Group, why: str) -> Question:
+    a, b = _own(pair.source), _own(pair.target)
+    return Question(f"{a!r} → {b!r}{_where(group)}: no rule was found that does it: {why}", (a,), (b,))
+
+
 def square(pair: Pair, group: Group) -> Question:
     a, b = _own(pair.source), _own(pair.target)
     text = f"{b!r} is square, and nothing tells whether {a!r} is to be transposed{_where(group)}"

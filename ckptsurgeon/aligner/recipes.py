@@ -12,7 +12,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from ckptsurgeon.aligner.deeds import RENAME, Deed
+from ckptsurgeon.aligner.deeds import RENAME, Deed, NotSaidError
 from ckptsurgeon.aligner.votes import ancestors
 from ckptsurgeon.applying import Applying
 from ckptsurgeon.checkpoint import Checkpoint
@@ -35,7 +35,7 @@ def lines(
     wanted: Wanted,
 ) -> list[Rule]:
     """The rules that do the deeds; `ties` are names that get a second one, `last` renames of names that the deeds made,
-    by their beginnings.  ValueError where they would not do what is wanted."""
+    by their beginnings.  NotSaidError where they would not do what is wanted."""
     work = Applying(source, None, False, 0, None)
     rules: list[Rule] = []
     turns: dict[int, list[Deed]] = defaultdict(list)
@@ -57,14 +57,14 @@ def lines(
     for name, (keys, shape) in wanted.items():
         ref = work.refs.get(name)
         if ref is None or ref.shape != shape or set(work.origins(name)) != set(keys):
-            raise ValueError(f"{name!r} would not be made of {', '.join(map(repr, keys))}")
+            raise NotSaidError(f"{name!r} would not be made of {', '.join(map(repr, keys))}", name)
     return rules
 
 
 def _apply(work: Applying, rule: Rule) -> None:
     work.apply(rule)
     if work.problems:
-        raise ValueError(str(work.problems[0]))
+        raise NotSaidError(str(work.problems[0]))
 
 
 def _renames(deeds: Iterable[Deed], work: Applying) -> list[Rule]:

@@ -251,7 +251,7 @@ def _renames(goals: Mapping[str, str], universe: Collection[str]) -> list[tuple[
     state = {name: goals.get(name, name) for name in universe}
     made: list[tuple[str, str]] = []
     left = {name for name, goal in goals.items() if name != goal}
-    for pattern, template, example in _candidates({name: goals[name] for name in goals if name in left}):
+    for pattern, template, example in _candidates({name: goals[name] for name in goals if name in left}, left):
         if example in left and (moved := _moved(state, pattern, template)):
             left -= moved
             made.append((pattern, template))
@@ -284,8 +284,9 @@ def _moved(state: dict[str, str], pattern: str, template: str) -> set[str]:
     return set(moves)
 
 
-def _candidates(goals: Mapping[str, str]) -> Iterable[tuple[str, str, str]]:
-    """Rules to try, those for the most names first, each with a name that it is for."""
+def _candidates(goals: Mapping[str, str], left: Collection[str]) -> Iterable[tuple[str, str, str]]:
+    """Rules to try, those for the most names first, each with a name that it is for; `left` are the names that no rule
+    has renamed yet."""
     groups: dict[tuple[Names, Names, bool], list[tuple[_Form, _Form, str]]] = {}
     for name, goal in goals.items():
         for end in _ends(name, goal):
@@ -293,7 +294,7 @@ def _candidates(goals: Mapping[str, str]) -> Iterable[tuple[str, str, str]]:
             old, new = forms
             groups.setdefault((old.texts, new.texts, end > 0), []).append((old, new, name))
     for (_, _, is_open), members in sorted(groups.items(), key=lambda item: -len(item[1])):
-        for part in _parts(members):
+        for part in _parts(members, left):
             columns = _columns([form for form, _, _ in part])
             varying = [column for column in columns if len(set(column)) > 1]
             template = _template([form for _, form, _ in part], varying, 0, None)
@@ -307,9 +308,13 @@ def _candidates(goals: Mapping[str, str]) -> Iterable[tuple[str, str, str]]:
 _Member = tuple[_Form, _Form, str]
 
 
-def _parts(members: list[_Member]) -> Iterable[list[_Member]]:
+def _parts(members: list[_Member], left: Collection[str]) -> Iterable[list[_Member]]:
     """The members, and for where no rule is right for all of them, those of each value of one number."""
+    if not any(name in left for _, _, name in members):
+        return
     yield members
+    if not any(name in left for _, _, name in members):
+        return
     columns = {column for column in _columns([form for form, _, _ in members]) if len(set(column)) > 1}
     for column in sorted(columns, key=lambda column: (len(set(column)), column))[:_MOST_COLUMNS]:
         parts: dict[str, list[_Member]] = {}
