@@ -309,25 +309,35 @@ def spent(command: list[str]) -> tuple[str, float, float, float]:
     return printed.strip(), usage.ru_utime + usage.ru_stime, seconds, usage.ru_maxrss / 1024
 
 
+def _experts_both(layers: int, each: int, stacked: bool = False) -> tuple[Shapes, Shapes]:
+    return experts(layers, each, theirs=True), experts(layers, each, theirs=False, stacked=stacked)
+
+
+SCALES: dict[str, Callable[[], tuple[Shapes, Shapes]]] = {
+    "10 layers x 32 experts": lambda: _experts_both(10, 32),
+    "60 layers x 64 experts": lambda: _experts_both(60, 64),
+    "128 layers x 256 experts": lambda: _experts_both(128, 256),
+    "60 layers x 64 experts, stacked": lambda: _experts_both(60, 64, stacked=True),
+    "10,000 random keys": lambda: (nameless(10_000, 1), nameless(10_000, 2)),
+    "100,000 random keys": lambda: (nameless(100_000, 1), nameless(100_000, 2)),
+}
+
+
+def make(title: str, folder: Path) -> None:
+    """The two files of a case; in a process of its own, as the one that measures must stay small."""
+    for name, shapes in zip(("source", "target"), SCALES[title](), strict=True):
+        header_only(folder / f"{name}.safetensors", shapes)
+
+
 def scale(folder: Path) -> None:
     """What aligning many keys costs, beside opening both files alone."""
-    cases: dict[str, tuple[Shapes, Shapes]] = {
-        f"{layers} layers x {each} experts": (experts(layers, each, theirs=True), experts(layers, each, theirs=False))
-        for layers, each in ((10, 32), (60, 64), (128, 256))
-    }
-    stacked = (experts(60, 64, theirs=True), experts(60, 64, theirs=False, stacked=True))
-    cases["60 layers x 64 experts, stacked"] = stacked
-    cases["10,000 random keys"] = (nameless(10_000, 1), nameless(10_000, 2))
-    cases["100,000 random keys"] = (nameless(100_000, 1), nameless(100_000, 2))
-    print(f"{'':34}    keys   CPU s  of both opened   wall s  peak MiB  [certain, rules]")
-    for title, (source, target) in cases.items():
-        paths = [folder / "source.safetensors", folder / "target.safetensors"]
-        for path, shapes in zip(paths, (source, target), strict=True):
-            header_only(path, shapes)
-        names = [str(path) for path in paths]
-        _, opened, _, _ = spent([sys.executable, "-c", OPEN, *names])
+    print(f"{'':34} keys of both  CPU s  of both opened  wall s  peak MiB  [certain, rules]")
+    for title in SCALES:
+        subprocess.run([sys.executable, __file__, "--make", title, str(folder)], check=True)
+        names = [str(folder / "source.safetensors"), str(folder / "target.safetensors")]
+        keys, opened, _, _ = spent([sys.executable, "-c", OPEN, *names])
         printed, cpu, wall, peak = spent([sys.executable, "-c", ALIGN, *names])
-        print(f"{title:34} {len(source):7} {cpu:7.2f} {opened:15.2f} {wall:8.2f} {peak:9.0f}  {printed}", flush=True)
+        print(f"{title:34} {keys:>12} {cpu:6.2f} {opened:15.2f} {wall:7.2f} {peak:9.0f}  {printed}", flush=True)
 
 
 def main() -> None:
@@ -339,7 +349,11 @@ def main() -> None:
     parser.add_argument("--scale", action="store_true", help="checkpoints of up to 100,000 keys")
     parser.add_argument("--only", default="", help="ways whose name holds this word")
     parser.add_argument("--show", action="store_true", help="a line for each pair and way")
+    parser.add_argument("--make", nargs=2, metavar=("CASE", "FOLDER"), help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.make:
+        make(options.make[0], Path(options.make[1]))
+        return
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         if options.scale:
