@@ -276,8 +276,8 @@ def add_buffers(state: State, random: Random) -> Step | None:
         rotary = {"rotary_emb.inv_freq": torch.logspace(0, -3, 4)}
         chosen = random.choice((one, rotary))
         made = {f"{where}.{name}": tensor.clone() for where in attentions for name, tensor in chosen.items()}
-    elif any("embeddings." in key for key in state):
-        where = next(key for key in state if "embeddings." in key).partition("embeddings.")[0]
+    elif found := [match[1] for key in state if (match := re.match(r"^((?:.*\.)?)embeddings\.", key))]:
+        where = found[0]
         made = {f"{where}embeddings.position_ids": torch.arange(40)[None]}
     made = {key: tensor for key, tensor in made.items() if key not in state}
     if not made:
