@@ -81,12 +81,13 @@ def joined(state: State, groups: dict[str, tuple[str, ...]], join: Callable[[lis
 
 
 def divided(state: State, names: dict[str, tuple[str, ...]], cut: Callable[[Tensor], Iterable[Tensor]]) -> State:
-    """The state with some tensors cut apart; the parts stand where the whole was."""
+    """The state with some tensors cut apart; the parts stand where the whole was, and weights are those of linears."""
     made: State = {}
     for key, entry in state.items():
         if key in names:
-            parts = zip(names[key], cut(entry.tensor), strict=True)
-            made.update((name, entry.with_tensor(part)) for name, part in parts)
+            for name, part in zip(names[key], cut(entry.tensor), strict=True):
+                linear = part.dim() == 2 and name.endswith("weight")
+                made[name] = replace(entry.with_tensor(part), role="linear" if linear else entry.role)
         else:
             made[key] = entry
     return made

@@ -22,6 +22,7 @@ import io
 import json
 import os
 import random
+import resource
 import subprocess
 import sys
 import tempfile
@@ -292,19 +293,24 @@ def header_only(path: Path, shapes: Shapes) -> None:
         file.truncate(8 + len(text) + at)
 
 
-def spent(command: list[str]) -> tuple[str, float, float, float]:
-    """What a process printed, its processor seconds, its seconds, and its peak MiB.
+def spent(command: list[str], limit: int) -> tuple[str, float, float, float]:
+    """What a process printed, its processor seconds, its seconds, and its peak MiB; one that takes longer is ended.
 
-    This process must stay small, since a child's peak is never counted below its parent's."""
+    This process must stay small, since a child's peak is never counted below its parent's.
+    """
     began = time.perf_counter()
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_CPU, (limit, limit)),
+    )  # fmt: skip
     assert process.stdout is not None
     assert process.stderr is not None
     printed, errors = process.stdout.read(), process.stderr.read()
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
-        printed = (errors.strip().splitlines() or [f"exit code {process.returncode}"])[-1]
+        ended = f"ended by signal {-process.returncode}" if process.returncode < 0 else "failed"
+        printed = (errors.strip().splitlines() or [ended])[-1]
     seconds = time.perf_counter() - began
     return printed.strip(), usage.ru_utime + usage.ru_stime, seconds, usage.ru_maxrss / 1024
 
@@ -329,14 +335,14 @@ def make(title: str, folder: Path) -> None:
         header_only(folder / f"{name}.safetensors", shapes)
 
 
-def scale(folder: Path) -> None:
+def scale(folder: Path, limit: int) -> None:
     """What aligning many keys costs, beside opening both files alone."""
     print(f"{'':34} keys of both  CPU s  of both opened  wall s  peak MiB  [certain, rules]")
     for title in SCALES:
         subprocess.run([sys.executable, __file__, "--make", title, str(folder)], check=True)
         names = [str(folder / "source.safetensors"), str(folder / "target.safetensors")]
-        keys, opened, _, _ = spent([sys.executable, "-c", OPEN, *names])
-        printed, cpu, wall, peak = spent([sys.executable, "-c", ALIGN, *names])
+        keys, opened, _, _ = spent([sys.executable, "-c", OPEN, *names], limit)
+        printed, cpu, wall, peak = spent([sys.executable, "-c", ALIGN, *names], limit)
         print(f"{title:34} {keys:>12} {cpu:6.2f} {opened:15.2f} {wall:7.2f} {peak:9.0f}  {printed}", flush=True)
 
 
@@ -347,6 +353,7 @@ def main() -> None:
     parser.add_argument("--first", type=int, default=0, help="the first seed")
     parser.add_argument("--pairs", type=Path, help="a folder with a module `pairs`")
     parser.add_argument("--scale", action="store_true", help="checkpoints of up to 100,000 keys")
+    parser.add_argument("--limit", type=int, default=300, help="most processor seconds of a case of --scale")
     parser.add_argument("--only", default="", help="ways whose name holds this word")
     parser.add_argument("--show", action="store_true", help="a line for each pair and way")
     parser.add_argument("--make", nargs=2, metavar=("CASE", "FOLDER"), help=argparse.SUPPRESS)
@@ -357,7 +364,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         if options.scale:
-            scale(folder)
+            scale(folder, options.limit)
         if not options.scrambles and not options.pairs:
             return
         ways = available(options.only)
