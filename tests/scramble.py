@@ -124,33 +124,39 @@ def _tensors(made: State) -> dict[str, Tensor]:
     return {key: entry.tensor for key, entry in made.items()}
 
 
-def _drawn(now: State, random: Random, which: str, hiding: bool) -> Iterator[Step]:
-    """Some steps, in the order in which they are applied: layout, names, contents, order."""
+def _chosen(now: State, random: Random, which: str, hiding: bool) -> list[Draw]:
+    """What may be done, in order: layout, names, contents, wrappers, and at times all names hidden."""
+    hashed = hiding and random.random() < 0.15
     able = [draw for draw in LAYOUTS if draw(now, Random(0)) is not None]
-    draws: list[Draw] = sorted(random.sample(able, min(len(able), random.choice((0, 1, 1, 2, 3)))), key=LAYOUTS.index)
+    most = 0 if hashed and random.random() < 0.7 else random.choice((0, 1, 1, 2, 3))
     often = {steps.transpose: 0.5, steps.convolve: 0.6, steps.fuse_odd: 0.5 if hiding else 0.0}
+    draws = sorted(random.sample(able, min(len(able), most)), key=LAYOUTS.index)
     draws = [draw for draw in draws if random.random() < often.get(draw, 1.0)]
     if random.random() < 0.75:
         draws.append(names.synonyms)
-    chosen = random.sample(NAMES, random.choice((0, 1, 1, 2)))
-    draws += [draw for draw in chosen if draw is not names.neutral or hiding]
-    draws += random.sample(CONTENTS if which == "source" else CONTENTS[:2], random.choice((0, 1, 1, 2)))
+    draws += [draw for draw in random.sample(NAMES, random.choice((0, 1, 1, 2))) if draw is not names.neutral or hiding]
+    contents = CONTENTS[: 3 if hashed else None] if which == "source" else CONTENTS[:2]
+    draws += random.sample(contents, random.choice((0, 1, 1, 2)))
     draws += random.sample(WRAPPING, random.choice((0, 1, 1)) if which == "source" else random.choice((0, 0, 1)))
-    if hiding and random.random() < 0.12:
-        draws.append(random.choice(HIDING))
+    return [*draws, random.choice(HIDING)] if hashed else draws
+
+
+def _anything(now: State, random: Random) -> Step | None:
+    """A step that is always possible."""
+    return names.prefix(now, random)
+
+
+def _drawn(now: State, random: Random, which: str, hiding: bool) -> Iterator[Step]:
+    """Some steps, each drawn for what the ones before it made; a prefix where none of them is possible."""
     seen: set[str] = set()
-    for draw in draws:
-        step = draw(now, random)
+    for draw in (*_chosen(now, random, which, hiding), _anything):
+        step = None if seen and draw is _anything else draw(now, random)
         if step is not None and (kind := INSTEAD.get(step.kind, step.kind)) not in seen:
             seen.add(kind)
             now = step.apply(now)
             yield step
-    if not seen:
-        step = names.prefix(now, random)
-        assert step is not None
-        now = step.apply(now)
-        yield step
-    how = random.choice(("kept", "kept", "sorted", "random"))
+    often = ("kept",) * (6 if any(kind.startswith("hash") for kind in seen) else 2)
+    how = random.choice((*often, "sorted", "random"))
     if how != "kept":
         yield names.in_order(now, random, how)
 

@@ -30,7 +30,11 @@ def synonyms(state: State, random: Random) -> Step | None:
     keys, said, done = list(state), list[str](), set[str]()
     chosen: list[tuple[words.Way, words.Way]] = []
     for concept in random.sample(words.CONCEPTS, len(words.CONCEPTS)):
-        if random.random() < 0.25 or concept.name in done or any(re.search(concept.without, key) for key in keys):
+        if (
+            random.random() >= concept.often
+            or concept.name in done
+            or any(re.search(concept.without, key) for key in keys)
+        ):
             continue
         if not any(re.search(concept.needs, key) for key in keys):
             continue
@@ -130,7 +134,7 @@ def flatten(state: State, random: Random) -> Step | None:
     """The blocks of all stages as one list."""
     outer: dict[str, set[tuple[int, int]]] = {}
     for key in state:
-        if match := NESTED.match(key):
+        if (match := NESTED.match(key)) and not re.search(r"\d", match[1]):
             outer.setdefault(match[1] + "/" + (match[3] or ""), set()).add((int(match[2]), int(match[4])))
     able = [where for where, pairs in outer.items() if len({i for i, _ in pairs}) > 1 and len(pairs) > 3]
     if not able:

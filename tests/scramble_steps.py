@@ -81,12 +81,13 @@ def joined(state: State, groups: dict[str, tuple[str, ...]], join: Callable[[lis
 
 
 def divided(state: State, names: dict[str, tuple[str, ...]], cut: Callable[[Tensor], Iterable[Tensor]]) -> State:
-    """The state with some tensors cut apart; the parts stand where the whole was."""
+    """The state with some tensors cut apart; the parts stand where the whole was, and weights are those of linears."""
     made: State = {}
     for key, entry in state.items():
         if key in names:
-            parts = zip(names[key], cut(entry.tensor), strict=True)
-            made.update((name, entry.with_tensor(part)) for name, part in parts)
+            for name, part in zip(names[key], cut(entry.tensor), strict=True):
+                linear = part.dim() == 2 and name.endswith("weight")
+                made[name] = replace(entry.with_tensor(part), role="linear" if linear else entry.role)
         else:
             made[key] = entry
     return made
@@ -276,8 +277,8 @@ def add_buffers(state: State, random: Random) -> Step | None:
         rotary = {"rotary_emb.inv_freq": torch.logspace(0, -3, 4)}
         chosen = random.choice((one, rotary))
         made = {f"{where}.{name}": tensor.clone() for where in attentions for name, tensor in chosen.items()}
-    elif any("embeddings." in key for key in state):
-        where = next(key for key in state if "embeddings." in key).partition("embeddings.")[0]
+    elif found := [match[1] for key in state if (match := re.match(r"^((?:.*\.)?)embeddings\.", key))]:
+        where = found[0]
         made = {f"{where}embeddings.position_ids": torch.arange(40)[None]}
     made = {key: tensor for key, tensor in made.items() if key not in state}
     if not made:

@@ -21,6 +21,7 @@ class Concept:
     ways: tuple[Way, ...]
     without: str = "(?!)"
     needs: str = ""
+    often: float = 0.75
 
 
 def _ones(text: str) -> tuple[Way, ...]:
@@ -62,7 +63,7 @@ CONCEPTS = (
             "norm1/norm2 ln_1/ln_2 layernorm_before/layernorm_after ln1/ln2 layer_norm1/layer_norm2 "
             "input_layernorm/post_attention_layernorm attention_norm/ffn_norm"
         ),
-        r"running_mean|norm3",
+        r"running_mean|moving_mean|norm3|conv2",
     ),
     Concept(
         "norms",
@@ -70,7 +71,7 @@ CONCEPTS = (
             "attention.output.LayerNorm/output.LayerNorm norm1/norm2 sa_layer_norm/output_layer_norm "
             "self_attn_layer_norm/final_layer_norm attn_ln/mlp_ln"
         ),
-        r"running_mean|norm3|encoder_attn|ln_f|layers\.\d+\.fc1",
+        r"running_mean|moving_mean|conv2|norm3|encoder_attn|ln_f|layers\.\d+\.fc1",
     ),
     Concept("list", _ones("blocks.# layers.# h.# layer.# resblocks.# block.#"), r"downsample|layer\.\d+\..*layer\.\d+"),
     Concept("last norm", _ones("^norm ^ln_f ^layernorm ^final_norm ^ln_post ^final_layer_norm")),
@@ -87,7 +88,7 @@ CONCEPTS = (
     Concept("batch norm", _ones("bn# norm# batch_norm#"), r"ln_", "running_mean"),
     Concept("pair", _twos("conv/bn convolution/normalization conv/norm"), needs="running_mean"),
     Concept("shortcut", _twos("downsample.0/downsample.1 shortcut.conv/shortcut.norm shortcut.0/shortcut.1")),
-    Concept("statistics", _twos("running_mean/running_var moving_mean/moving_var")),
+    Concept("statistics", _twos("running_mean/running_var moving_mean/moving_var"), often=0.1),
     Concept("stage", _ones("^layer# ^stage# ^stages.#")),
     Concept("encoder", _twos("encoder/decoder enc/dec")),
 )  # fmt: skip

@@ -1,7 +1,7 @@
 """All benchmarks, each case beside its peers in the same run: `python tests/bench [--rounds N] [--only WORD]`.
 
-What the figures mean stands in docs/performance.md; `moving.py`, `loading.py`, `scale.py`, `inplace.py` and `look.py`
-can be run alone, with options of their own.
+What the figures mean stands in docs/performance.md; `aligning.py`, `moving.py`, `loading.py`, `scale.py`,
+`inplace.py` and `look.py` can be run alone, with options of their own.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-PARTS = ("look.py", "scale.py", "inplace.py", "loading.py", "moving.py")
+PARTS = ("look.py", "scale.py", "inplace.py", "loading.py", "moving.py", "aligning.py")
 
 
 def main() -> None:

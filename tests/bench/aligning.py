@@ -22,6 +22,7 @@ import io
 import json
 import os
 import random
+import resource
 import subprocess
 import sys
 import tempfile
@@ -292,42 +293,57 @@ def header_only(path: Path, shapes: Shapes) -> None:
         file.truncate(8 + len(text) + at)
 
 
-def spent(command: list[str]) -> tuple[str, float, float, float]:
-    """What a process printed, its processor seconds, its seconds, and its peak MiB.
+def spent(command: list[str], limit: int) -> tuple[str, float, float, float]:
+    """What a process printed, its processor seconds, its seconds, and its peak MiB; one that takes longer is ended.
 
-    This process must stay small, since a child's peak is never counted below its parent's."""
+    This process must stay small, since a child's peak is never counted below its parent's.
+    """
     began = time.perf_counter()
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_CPU, (limit, limit)),
+    )  # fmt: skip
     assert process.stdout is not None
     assert process.stderr is not None
     printed, errors = process.stdout.read(), process.stderr.read()
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
-        printed = (errors.strip().splitlines() or [f"exit code {process.returncode}"])[-1]
+        ended = f"ended by signal {-process.returncode}" if process.returncode < 0 else "failed"
+        printed = (errors.strip().splitlines() or [ended])[-1]
     seconds = time.perf_counter() - began
     return printed.strip(), usage.ru_utime + usage.ru_stime, seconds, usage.ru_maxrss / 1024
 
 
-def scale(folder: Path) -> None:
+def _experts_both(layers: int, each: int, stacked: bool = False) -> tuple[Shapes, Shapes]:
+    return experts(layers, each, theirs=True), experts(layers, each, theirs=False, stacked=stacked)
+
+
+SCALES: dict[str, Callable[[], tuple[Shapes, Shapes]]] = {
+    "10 layers x 32 experts": lambda: _experts_both(10, 32),
+    "60 layers x 64 experts": lambda: _experts_both(60, 64),
+    "128 layers x 256 experts": lambda: _experts_both(128, 256),
+    "60 layers x 64 experts, stacked": lambda: _experts_both(60, 64, stacked=True),
+    "10,000 random keys": lambda: (nameless(10_000, 1), nameless(10_000, 2)),
+    "100,000 random keys": lambda: (nameless(100_000, 1), nameless(100_000, 2)),
+}
+
+
+def make(title: str, folder: Path) -> None:
+    """The two files of a case; in a process of its own, as the one that measures must stay small."""
+    for name, shapes in zip(("source", "target"), SCALES[title](), strict=True):
+        header_only(folder / f"{name}.safetensors", shapes)
+
+
+def scale(folder: Path, limit: int) -> None:
     """What aligning many keys costs, beside opening both files alone."""
-    cases: dict[str, tuple[Shapes, Shapes]] = {
-        f"{layers} layers x {each} experts": (experts(layers, each, theirs=True), experts(layers, each, theirs=False))
-        for layers, each in ((10, 32), (60, 64), (128, 256))
-    }
-    stacked = (experts(60, 64, theirs=True), experts(60, 64, theirs=False, stacked=True))
-    cases["60 layers x 64 experts, stacked"] = stacked
-    cases["10,000 random keys"] = (nameless(10_000, 1), nameless(10_000, 2))
-    cases["100,000 random keys"] = (nameless(100_000, 1), nameless(100_000, 2))
-    print(f"{'':34}    keys   CPU s  of both opened   wall s  peak MiB  [certain, rules]")
-    for title, (source, target) in cases.items():
-        paths = [folder / "source.safetensors", folder / "target.safetensors"]
-        for path, shapes in zip(paths, (source, target), strict=True):
-            header_only(path, shapes)
-        names = [str(path) for path in paths]
-        _, opened, _, _ = spent([sys.executable, "-c", OPEN, *names])
-        printed, cpu, wall, peak = spent([sys.executable, "-c", ALIGN, *names])
-        print(f"{title:34} {len(source):7} {cpu:7.2f} {opened:15.2f} {wall:8.2f} {peak:9.0f}  {printed}", flush=True)
+    print(f"{'':34} keys of both  CPU s  of both opened  wall s  peak MiB  [certain, rules]")
+    for title in SCALES:
+        subprocess.run([sys.executable, __file__, "--make", title, str(folder)], check=True)
+        names = [str(folder / "source.safetensors"), str(folder / "target.safetensors")]
+        keys, opened, _, _ = spent([sys.executable, "-c", OPEN, *names], limit)
+        printed, cpu, wall, peak = spent([sys.executable, "-c", ALIGN, *names], limit)
+        print(f"{title:34} {keys:>12} {cpu:6.2f} {opened:15.2f} {wall:7.2f} {peak:9.0f}  {printed}", flush=True)
 
 
 def main() -> None:
@@ -337,13 +353,18 @@ def main() -> None:
     parser.add_argument("--first", type=int, default=0, help="the first seed")
     parser.add_argument("--pairs", type=Path, help="a folder with a module `pairs`")
     parser.add_argument("--scale", action="store_true", help="checkpoints of up to 100,000 keys")
+    parser.add_argument("--limit", type=int, default=300, help="most processor seconds of a case of --scale")
     parser.add_argument("--only", default="", help="ways whose name holds this word")
     parser.add_argument("--show", action="store_true", help="a line for each pair and way")
+    parser.add_argument("--make", nargs=2, metavar=("CASE", "FOLDER"), help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.make:
+        make(options.make[0], Path(options.make[1]))
+        return
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         if options.scale:
-            scale(folder)
+            scale(folder, options.limit)
         if not options.scrambles and not options.pairs:
             return
         ways = available(options.only)
