@@ -21,11 +21,14 @@ _FUSED = {
 `qkv` (timm, Swin, DINOv2), `in_proj` (torch.nn.MultiheadAttention), `c_attn` (GPT-2), `Wqkv` (MPT), `qkv_proj` (vLLM,
 Phi-3) are all queries, all keys, all values; `query_key_value` (Megatron, GPT-NeoX, BLOOM, Falcon) is so by head."""
 _GATED = ("gate_up_proj", "gate_up", "w13", "gate_and_up", "wi_fused")
-_HEADS = said("""fc head classifier classification_head score lm_head output output_projection embed_out logits last_linear
+_HEADS = said("""
+    fc head classifier classification_head score lm_head output output_projection embed_out logits last_linear
     cls_classifier output_layer""")
-_TOKENS = said("""embed_tokens wte word_embeddings tok_embeddings token_embedding token_embeddings embed_in shared word_embedding
+_TOKENS = said("""
+    embed_tokens wte word_embeddings tok_embeddings token_embedding token_embeddings embed_in shared word_embedding
     tok_emb tok_embed embed_token""")
-_POSITIONS = said("""wpe position_embeddings embed_positions pos_embed pos_embedding positional_embedding position_embedding pos_emb
+_POSITIONS = said("""
+    wpe position_embeddings embed_positions pos_embed pos_embedding positional_embedding position_embedding pos_emb
     position_embed positions""")
 _OUT = said("o_proj out_proj wo to_out out_lin o output_proj c_proj proj dense linear_out projection out attn_out")
 _UP = said("fc1 c_fc lin1 linear1 w_1 up fc_in dense_h_to_4h wi linear_1 fc_1 intermediate_dense layer1 dense1")

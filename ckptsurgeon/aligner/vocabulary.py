@@ -64,7 +64,8 @@ _STOP = """
 _MEANS = {word: name for name, words in _SYNONYMS.items() for word in words.split()}
 _STOPPED = said(_STOP)
 
-PURPOSES = said("""head pool dec projector predictor criterion loss losses center centers centres discriminator generator critic
+PURPOSES = said("""
+    head pool dec projector predictor criterion loss losses center centers centres discriminator generator critic
     queue upsampler upsample prototypes memory teacher student ema""")
 """Words for what a part of a network is there for: two with other ones are not the same, whatever their shapes."""
 
