@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from random import Random
 from typing import Any
 
@@ -176,28 +177,32 @@ def by_calls(
 ) -> Write:
     """Two models whose layers are called in the same order, each layer for the one called at the same time."""
 
-    def write(found: State) -> State:
+    @cache
+    def layers() -> tuple[list[tuple[str, str]], State]:
         ours, others = (_called(build().eval(), *inputs()) for build in (make, other))
         assert len(ours) == len(others)
-        shapes = other().state_dict()
+        return list(zip(ours, others, strict=True)), other().state_dict()
+
+    def write(found: State) -> State:
+        pairs, shapes = layers()
+        back = {there: here for here, there in pairs}
         made = {}
-        for (here, _), (there, module) in zip(ours, others, strict=True):
-            for leaf in module.state_dict():
-                value = found[f"{here}.{leaf}"]
-                made[f"{there}.{leaf}"] = value.reshape(shapes[f"{there}.{leaf}"].shape)
-        return {key: made[key] for key in shapes if key in made}
+        for key, value in shapes.items():
+            there, _, leaf = key.rpartition(".")
+            made[key] = found[f"{back[there]}.{leaf}"].reshape(value.shape)
+        return made
 
     return write
 
 
 @torch.no_grad()
-def _called(model: nn.Module, *inputs: Tensor) -> list[tuple[str, nn.Module]]:
+def _called(model: nn.Module, *inputs: Tensor) -> list[str]:
     found: dict[str, nn.Module] = {}
     for name, module in model.named_modules():
         if module._parameters and not any(child._parameters for child in list(module.modules())[1:]):
             module.register_forward_pre_hook(lambda module, _, name=name: found.setdefault(name, module) and None)
     model(*inputs)
-    return list(found.items())
+    return list(found)
 
 
 # -- how files differ --------------------------------------------------------------------------
@@ -236,19 +241,13 @@ def case(pair: Pair, way: str, stored: Sequence[Write] = ()) -> Case:
         return Case(steps(*stored)(ours), told(fresh, 2), written)
     extra = {key: torch.randn(shape, generator=torch.Generator().manual_seed(3)) for key, shape in pair.extra.items()}
     target = told(pair.make(), 2)
-    gone = _lost(pair, ours, written)
+    gone = _lost(pair, ours)
     return Case(steps(*stored)({**written, **extra}), target, {key: v for key, v in ours.items() if key not in gone})
 
 
-def _lost(pair: Pair, ours: State, written: State) -> set[str]:
-    """Keys of the first model that the other library's file has nothing of: nothing written changes with them."""
-    lost = set()
-    for key, value in ours.items():
-        if not value.is_floating_point():
-            other = {**ours, key: value + 1}
-        else:
-            other = {**ours, key: value + 1.0}
-        changed = pair.write(other)
-        if all(torch.equal(changed[one], written[one]) for one in written):
-            lost.add(key)
-    return lost
+def _lost(pair: Pair, ours: State) -> set[str]:
+    """Keys of the first model that the other library's file has nothing of: what each tensor is filled with tells."""
+    names = list(ours)
+    marked = {key: torch.full_like(ours[key], number, dtype=torch.float64) for number, key in enumerate(names)}
+    kept = {int(number) for value in pair.write(marked).values() for number in value.unique()}
+    return {key for number, key in enumerate(names) if number not in kept}
