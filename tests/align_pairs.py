@@ -59,7 +59,10 @@ def _scaled(noise: Tensor) -> Tensor:
 
 
 def state(model: nn.Module) -> State:
-    return {key: value.detach().clone() for key, value in model.state_dict().items()}
+    """A copy of the state dict, in which what is one tensor stays one."""
+    found = model.state_dict(keep_vars=True)
+    copies = {id(value): value.detach().clone() for value in found.values()}
+    return {key: copies[id(value)] for key, value in found.items()}
 
 
 # -- how to write ------------------------------------------------------------------------------

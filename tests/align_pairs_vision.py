@@ -195,7 +195,8 @@ WHAI = steps(
         (r"attention\.self\.sequence_reduction", "attn.sr"), (r"attention\.self\.layer_norm", "attn.norm"),
         (r"mlp\.dense(\d)", r"mlp.fc\1"), (r"^pvt\.encoder\.layer_norm", "norm"), (r"^classifier", "head"),
     ),
-    ordered("pos_embed1", "pos_embed2", "pos_embed3", "pos_embed4", "cls_token", "patch_embed1", "block1", "patch_embed2"),
+    ordered("pos_embed1", "pos_embed2", "pos_embed3", "pos_embed4", "cls_token", "patch_embed1", "block1", "patch_embed2", "block2", "patch_embed3",
+            "block3", "patch_embed4", "block4", "norm", "head"),
 )  # fmt: skip
 CNX = {"hidden_sizes": [8, 12, 16, 20], "depths": [1, 2, 2, 1], "num_labels": 5}
 FACEBOOK_CONVNEXT = steps(
@@ -289,10 +290,6 @@ MM_FPN = renaming(
     (r"inner_blocks\.(\d)\.0", r"neck.lateral_convs.\1.conv"), (r"layer_blocks\.(\d)\.0", r"neck.fpn_convs.\1.conv"),
     (r"extra_blocks\.p6", "neck.fpn_convs.3.conv"), (r"extra_blocks\.p7", "neck.fpn_convs.4.conv"),
 )
-
-
-def vgg() -> nn.Module:
-    return tv.VGG(tv.vgg.make_layers([8, "M", 16, "M", 24, 24, "M"], batch_norm=True), num_classes=7)
 
 
 def regnet() -> nn.Module:
@@ -391,10 +388,8 @@ PAIRS = [
     Pair("resnet: mmpretrain", resnet, MMDET),
     Pair("resnet: timm", resnet, lambda found: found, timm_resnet, image()),
     Pair("fpn: mmdetection", retina, MM_FPN),
-    called("vgg: timm", lambda: tv.vgg11_bn(num_classes=7), lambda: timm.create_model("vgg11_bn", num_classes=7), 64),
     called("densenet: timm", lambda: tv.DenseNet(8, (2, 3, 2), 16, num_classes=7),
-           lambda: timm.create_model("densenet121", growth_rate=8, block_config=(2, 3, 2), num_init_features=16, num_classes=7)
-           if False else timm.models.densenet.DenseNet(8, (2, 3, 2), num_init_features=16, num_classes=7)),
+           lambda: timm.models.densenet.DenseNet(8, (2, 3, 2), num_init_features=16, num_classes=7)),
     called("regnet: timm", lambda: tv.regnet_y_400mf(num_classes=7), lambda: timm.create_model("regnety_004_tv", num_classes=7)
            if "regnety_004_tv" in timm.list_models() else timm.create_model("regnety_004", num_classes=7)),
     called("regnet: transformers", regnet, hf_regnet, 64, logits),

@@ -94,7 +94,7 @@ def _next(left: _Left, allowed: Allowed | None) -> list[tuple[Meeting, str, tupl
 def _is_strange(one: Meeting, votes: Votes) -> bool:
     """Whether the names of two runs both say something, and nothing of it is the same."""
     a, b = one.source.pattern, one.target.pattern
-    known, wanted = set(vocabulary.words(a)), set(vocabulary.words(b))
+    known, wanted = (set(vocabulary.words(runs.way(run))) for run in (one.source, one.target))
     return bool(known) and bool(wanted) and not known & wanted and not votes.bonus(a, b)
 
 

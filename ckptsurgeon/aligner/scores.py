@@ -108,7 +108,7 @@ def _pair(source: Slot, target: Slot, votes: Votes) -> float:
         points += MEANING if a.removesuffix(" by heads") == b.removesuffix(" by heads") else OTHER_MEANING
     if source.norm and target.norm and source.norm[1] == target.norm[1]:
         points += NORM if source.norm == target.norm else OTHER_NORM
-    elif source.rank and target.rank and source.rank == target.rank:
+    elif source.ranks & target.ranks:
         points += RANK
     if source.path == target.path:
         points += PATH
