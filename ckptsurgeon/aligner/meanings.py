@@ -23,7 +23,7 @@ Phi-3) are all queries, all keys, all values; `query_key_value` (Megatron, GPT-N
 _GATED = ("gate_up_proj", "gate_up", "w13", "gate_and_up", "wi_fused", "w12")
 _HEADS = said("""
     fc head classifier classification_head score lm_head output output_projection embed_out logits last_linear
-    cls_classifier output_layer""")
+    cls_classifier output_layer logits_dense""")
 _VOCABULARIES = said("lm_head output_projection embed_out logits logits_dense")
 _TOKENS = said("""
     embed_tokens wte word_embeddings tok_embeddings token_embedding token_embeddings embed_in shared word_embedding

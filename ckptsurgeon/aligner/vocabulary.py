@@ -49,7 +49,7 @@ _SYNONYMS = {
     "text": "text textual language",
     "enc": "encoder enc",
     "dec": "decoder dec",
-    "rel": "rel relative",
+    "rel": "rel relative relpos",
     "bias": "bias",
     "patch": "patch patches",
     "reduce": "reduce reduction squeeze",
