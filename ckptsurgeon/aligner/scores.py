@@ -110,7 +110,7 @@ def _pair(source: Slot, target: Slot, votes: Votes) -> float:
         points += NORM if source.norm == target.norm else OTHER_NORM
     elif source.ranks & target.ranks:
         points += RANK
-    if source.path == target.path:
+    if source.path == target.path and source.kin == target.kin:
         points += PATH
     if _other_kind(source, target):
         points += KIND
