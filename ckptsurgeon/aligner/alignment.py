@@ -92,6 +92,8 @@ class Alignment:
     missing: tuple[Leftover, ...]
     unused: tuple[Leftover, ...]
     agreement: float
+    possible: float
+    """The share with what is open."""
     notes: Mapping[str, str] = field(default_factory=dict)
     """What each rule is for, by its text."""
     given: int = 0
@@ -113,9 +115,9 @@ class Alignment:
         parameters less than half come from the source.
         """
         problems = [Problem(str(question), kind="ambiguous") for question in self.questions]
-        if self.agreement < LEAST or not self.target.entries:
-            share = f"{100 * self.agreement:.0f} % of the parameters of {self.target.label} come from the source"
-            text = f"these are different architectures: {share}"
+        if self.possible < LEAST or not self.target.entries:
+            share = f"{100 * self.possible:.0f} % of the parameters of {self.target.label}"
+            text = f"these are different architectures: no more than {share} could come from the source"
             problems.append(Problem(text, kind="different"))
         for left in self.missing:
             settled = (fit or missing) and left.kind not in ("block", "open")

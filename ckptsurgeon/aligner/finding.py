@@ -77,6 +77,7 @@ def align(source: Checkpoint, target: Target, hints: Sequence[Hint] = ()) -> Ali
         left.missing(),
         left.unused(),
         left.agreement(),
+        left.agreement(left.asked),
         notes,
     )
 
@@ -257,4 +258,5 @@ def _hashed(source: Checkpoint, target: Target, ours: Side, others: Side) -> Ali
         left.missing(),
         left.unused(),
         left.agreement(),
+        left.agreement(left.asked),
     )

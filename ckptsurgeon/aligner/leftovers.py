@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Hashable, Sequence
+from collections.abc import Collection, Hashable, Sequence
 from functools import cached_property
 
 from ckptsurgeon.aligner import matching, relations, scores
@@ -209,11 +209,11 @@ class Left:
             made.append(Leftover(leaf.key, leaf.shape, kind, text))
         return tuple(made)
 
-    def agreement(self) -> float:
-        """The share of the elements of the target's parameters that come from the source."""
+    def agreement(self, also: Collection[str] = ()) -> float:
+        """The share of the elements of the target's parameters that come from the source, or are in `also`."""
         needed = [leaf for leaf in self.target.leaves if not leaf.computed]
         whole = sum(leaf.numel for leaf in needed)
-        return sum(leaf.numel for leaf in needed if leaf.key in self.sure) / whole if whole else 0.0
+        return sum(leaf.numel for leaf in needed if leaf.key in self.sure or leaf.key in also) / whole if whole else 0.0
 
 
 def _is_part(a: Leaf, b: Leaf) -> bool:
