@@ -1,0 +1,2 @@
+"""x."""
+def try_alignment(): pass
