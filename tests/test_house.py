@@ -84,6 +84,7 @@ ATTRIBUTES = {
     ("ops/values.py", "self.dtype.name"): "the same",
     ("plans.py", "name"): "the policies of a plan, by their own names",
     ("targets/spec.py", "str(name)"): "the class of a transformers model, which must be one",
+    ("targets/facts.py", "name"): "numbers of heads, under the names that libraries give them",
     ("targets/spec.py", "name"): "the factory that a model spec names, which the user asks to run",
 }
 

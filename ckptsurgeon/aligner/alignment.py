@@ -114,8 +114,8 @@ class Alignment:
         """
         problems = [Problem(str(question), kind="ambiguous") for question in self.questions]
         if self.agreement < LEAST or not self.target.entries:
-            percent = f"{100 * self.agreement:.0f} %"
-            text = f"these are different architectures: {percent} of the parameters of {self.target.label} come from the source"
+            share = f"{100 * self.agreement:.0f} % of the parameters of {self.target.label} come from the source"
+            text = f"these are different architectures: {share}"
             problems.append(Problem(text, kind="different"))
         for left in self.missing:
             settled = (fit or missing) and left.kind not in ("block", "open")
@@ -141,10 +141,16 @@ class Alignment:
         """The plan of the recipe under policies, with the refusals among its problems."""
         unexpected, _, missing = policies.settled()
         refused = self.refusals(policies.fit, missing=missing != "error", unexpected=unexpected != "error")
-        drops = [left for left in self.unused if left.kind == "again" or (left.key in self.target.entries and not refused)]
+        drops = [
+            left for left in self.unused if left.kind == "again" or (left.key in self.target.entries and not refused)
+        ]
         rules = tuple(parse(render("drop", {"pattern": re.compile(f"^{re.escape(left.key)}$")})) for left in drops)
-        recipe = replace(self.recipe, rules=(*self.recipe.rules[: self.given], *rules, *self.recipe.rules[self.given :]))
+        recipe = replace(
+            self.recipe, rules=(*self.recipe.rules[: self.given], *rules, *self.recipe.rules[self.given :])
+        )
         if policies.fit:  # wrappers are off, and every size-1 reshape is a rule by now
-            policies = Policies(policies.unexpected or "drop", policies.mismatched or "drop", policies.missing or "init")
+            policies = Policies(
+                policies.unexpected or "drop", policies.mismatched or "drop", policies.missing or "init"
+            )
         made = planner.plan(self.before or self.source, recipe, self.target, policies, **how)
         return replace(made, problems=refused) if refused else made

@@ -1,5 +1,4 @@
-"""What is to be done for each match: renames, reshapes, joins and cuts, key by key, in the order in which rules do them.
-"""
+"""What is to be done for each match: renames, reshapes, joins and cuts, key by key, in the order of rules."""
 
 from __future__ import annotations
 
@@ -70,9 +69,10 @@ def companions(source: Slot, target: Slot, number: int) -> Iterator[tuple[str, s
     """Buffers of the same module, which go with it."""
     for role, leaf in target.units[number].leaves.items():
         other = source.units[number].leaves.get(role)
-        if leaf.computed and other is not None and other.computed and leaf.shape == other.shape:
-            if role not in target.shapes:
-                yield other.key, leaf.key
+        if role in target.shapes or other is None or not (leaf.computed and other.computed):
+            continue
+        if leaf.shape == other.shape:
+            yield other.key, leaf.key
 
 
 def _one(
@@ -93,7 +93,9 @@ def _one(
         yield from (in_place(AFTER if not target.parts else BEFORE, step, whole) for step in steps)
         if target.parts:
             if steps:
-                raise NotSaidError("what is joined anew cannot be changed before it is cut", _key(target, number, there))
+                raise NotSaidError(
+                    "what is joined anew cannot be changed before it is cut", _key(target, number, there)
+                )
             yield from _cut(target, number, there, whole, named, choice)
         return
     key = source.units[number].leaves[here].key
@@ -120,7 +122,9 @@ def in_place(turn: int, step: tuple[str, str], name: str) -> Deed:
 def _aside(slot: Slot, number: int, role: str) -> str:
     """A name for what is only made on the way."""
     unit = next(slot.every()) if not slot.units else slot.units[number]
-    block = unit.path[: len(unit.path) - len(_innermost(slot).path)] if unit.path.endswith(_innermost(slot).path) else ""
+    block = (
+        unit.path[: len(unit.path) - len(_innermost(slot).path)] if unit.path.endswith(_innermost(slot).path) else ""
+    )
     return f"{block}{slot.path}.{role}~"
 
 
@@ -163,9 +167,7 @@ def _start(names: Names) -> int | None:
     return found[0] if len(first) == len(last) and found else None
 
 
-def _cut(
-    slot: Slot, number: int, role: str, name: str, named: Callable[[str], str], choice: Choice
-) -> Iterator[Deed]:
+def _cut(slot: Slot, number: int, role: str, name: str, named: Callable[[str], str], choice: Choice) -> Iterator[Deed]:
     """Take a tensor apart under the names of the parts."""
     if slot.how == "stack":
         names = tuple(named(_key(part, number, role)) for part in slot.parts)

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from ckptsurgeon.aligner import groups as grouping
-from ckptsurgeon.aligner import inorder, layouts, leftovers, recipes, reasons, units
+from ckptsurgeon.aligner import inorder, layouts, leftovers, reasons, recipes, units
 from ckptsurgeon.aligner.alignment import Alignment, Edge, Grade, Match, Question
 from ckptsurgeon.aligner.deeds import Choice, Deed, NotSaidError, companions, deeds
 from ckptsurgeon.aligner.groups import Group
@@ -50,7 +50,9 @@ def align(source: Checkpoint, target: Target, hints: Sequence[Hint] = ()) -> Ali
         for pair in (*group.outcome.pairs, *group.computed.pairs)
     ]
     taken = [one for one in decided if one.grade != "open"]
-    ties = leftovers.ties(others, {leaf.key for one in taken for unit in one.pair.target.every() for leaf in unit.leaves.values()})
+    ties = leftovers.ties(
+        others, {leaf.key for one in taken for unit in one.pair.target.every() for leaf in unit.leaves.values()}
+    )
     while True:
         edges = _edges(taken)
         try:
@@ -59,7 +61,9 @@ def align(source: Checkpoint, target: Target, hints: Sequence[Hint] = ()) -> Ali
         except NotSaidError as error:
             taken = [one for one in taken if not _given_up(one, error)]
     open_edges = [edge for one in decided if one.grade == "open" for edge in _open_edges(one)]
-    matches = tuple(reasons.match(one.pair, one.group, one.grade, one.choice, one.asked) for one in decided if one.pair.roles)
+    matches = tuple(
+        reasons.match(one.pair, one.group, one.grade, one.choice, one.asked) for one in decided if one.pair.roles
+    )
     questions = tuple(reasons.questions(decided, found))
     left = leftovers.Left(ours, others, found, [*edges, *open_edges], ties)
     notes = reasons.notes(rules, done)
@@ -127,7 +131,8 @@ def _layout(made: Decided, target: Side) -> None:
     heads = layouts.heads(target.facts)
     own = made.choice.orders
     if told.rotary:
-        meta = layouts.is_meta(made.group, "source" if told.rotary == "half" else "target")
+        pairs = made.group.outcome.pairs
+        meta = layouts.is_meta([pair.source if told.rotary == "half" else pair.target for pair in pairs])
         if not meta and target.facts.get("rotary") == 0:
             return
         if not meta or heads is None:
@@ -163,7 +168,9 @@ def _rules(
     if len(best) > max(_MOST_LINES, len(taken) + 2):
         paths = {old: new for group in found if not group.doubt for old, new in _moved(group)}
         back = {new: old for old, new in paths.items()}
-        staged = [(deed, one) for one in taken for deed in deeds(one.pair, one.choice, lambda key: _under_old(key, back))]
+        staged = [
+            (deed, one) for one in taken for deed in deeds(one.pair, one.choice, lambda key: _under_old(key, back))
+        ]
         try:
             other = recipes.lines([deed for deed, _ in staged], source, ties, paths, wanted)
         except (NotSaidError, AssertionError):
@@ -213,16 +220,41 @@ def _hashed(source: Checkpoint, target: Target, ours: Side, others: Side) -> Ali
     """Names that say nothing: the order of all keys, or nothing."""
     pairs, why = inorder.zipped(ours, others)
     edges = [Edge((a.key,), (b.key,), "order") for a, b in pairs]
-    rules = recipes.lines(
-        [deed for a, b in pairs for deed in inorder.deeds(a, b)], source, (), {}, {b.key: ((a.key,), b.shape) for a, b in pairs}
-    ) if pairs else []
+    rules = (
+        recipes.lines(
+            [deed for a, b in pairs for deed in inorder.deeds(a, b)],
+            source,
+            (),
+            {},
+            {b.key: ((a.key,), b.shape) for a, b in pairs},
+        )
+        if pairs
+        else []
+    )
     left = leftovers.Left(ours, others, [], edges, [])
     question = Question(f"{ours.label}: {why}; say by rules which is which") if why else None
     matches = tuple(
-        Match((a.key,), (b.key,), 1, b.numel, "", "order", 0.0, ("the order of all keys explains every shape",), "all keys")
+        Match(
+            (a.key,),
+            (b.key,),
+            1,
+            b.numel,
+            "",
+            "order",
+            0.0,
+            ("the order of all keys explains every shape",),
+            "all keys",
+        )
         for a, b in pairs
     )
     return Alignment(
-        source, target, Recipe(tuple(rules)), matches, tuple(edges), (question,) if question else (),
-        left.missing(), left.unused(), left.agreement(),
+        source,
+        target,
+        Recipe(tuple(rules)),
+        matches,
+        tuple(edges),
+        (question,) if question else (),
+        left.missing(),
+        left.unused(),
+        left.agreement(),
     )

@@ -65,9 +65,9 @@ def _next(left: _Left, allowed: Allowed | None) -> list[tuple[Meeting, str, tupl
     best = found[0]
     equal = [one for one in found if one.rank == best.rank and _sizes(one) == _sizes(best)]
     sources, targets = _outermost(one.source for one in equal), _outermost(one.target for one in equal)
-    stand_ins = [[_stand_in(run) for run in side] for side in (sources, targets)]
-    out = matching.match(*stand_ins, left.votes.copy(), allowed)
-    by_slot = {id(slot): run for slot, run in zip((*stand_ins[0], *stand_ins[1]), (*sources, *targets), strict=True)}
+    ours, others = ([_stand_in(run) for run in side] for side in (sources, targets))
+    out = matching.match(ours, others, left.votes.copy(), allowed)
+    by_slot = {id(slot): run for slot, run in zip((*ours, *others), (*sources, *targets), strict=True)}
     meetings = {(one.source.pattern, one.target.pattern): one for one in equal}
     made = []
     for pair in out.pairs:
@@ -160,7 +160,11 @@ def _solved(ours: Blocks, others: Blocks, votes: Votes, allowed: Allowed | None)
                 some = [_only(side, set(numbers)) for side in (ours, others)]
                 a, b = (_numbered(slots.slots(one), numbers) for one in some)
                 parts.append(matching.match(slots.joined(a, b), slots.joined(b, a), votes, allowed))
-            together = Outcome(*([one for part in parts for one in getattr(part, name)] for name in ("pairs", "sources", "targets")))
+            together = Outcome(
+                [one for part in parts for one in part.pairs],
+                [one for part in parts for one in part.sources],
+                [one for part in parts for one in part.targets],
+            )
             if _found(together) > _found(outcome):
                 outcome = together
     return [(outcome, _computed(ours, others, outcome))]
@@ -194,22 +198,27 @@ def _numbered(made: list[Slot], numbers: Sequence[int]) -> list[Slot]:
 
 def _computed(ours: Blocks, others: Blocks, outcome: Outcome) -> Outcome:
     """Buffers that are units of themselves, by the last words of their names."""
-    both = []
-    for blocks in (ours, others):
-        found: dict[str, dict[int, Unit]] = defaultdict(dict)
-        for number, (path, units) in enumerate(blocks):
-            for unit in units:
-                if not unit.needed:
-                    found[unit.path[len(path) + 1 if path else 0 :]][number] = unit
-        made = [
-            Slot(path, tuple(some), tuple(some.values()), {
-                role: tuple(unit.leaves[role].shape for unit in some.values()) for role in next(iter(some.values())).leaves
-            })
-            for path, some in found.items()
-            if len({frozenset(unit.leaves) for unit in some.values()}) == 1
-        ]
-        both.append(slots.described(made))
     votes = Votes()
     for pair in outcome.pairs:
         votes.add(pair.source.path, pair.target.path)
-    return matching.match(*both, votes, lambda a, b: a.path.rpartition(".")[2] == b.path.rpartition(".")[2])
+    return matching.match(_buffers(ours), _buffers(others), votes, _same_end)
+
+
+def _same_end(source: Slot, target: Slot) -> bool:
+    return source.path.rpartition(".")[2] == target.path.rpartition(".")[2]
+
+
+def _buffers(blocks: Blocks) -> list[Slot]:
+    """The slots of units that a model computes for itself."""
+    found: dict[str, dict[int, Unit]] = defaultdict(dict)
+    for number, (path, units) in enumerate(blocks):
+        for unit in units:
+            if not unit.needed:
+                found[unit.path[len(path) + 1 if path else 0 :]][number] = unit
+    made = []
+    for path, numbered in found.items():
+        units = tuple(numbered.values())
+        if len({frozenset(unit.leaves) for unit in units}) == 1:
+            shapes = {role: tuple(unit.leaves[role].shape for unit in units) for role in units[0].leaves}
+            made.append(Slot(path, tuple(numbered), units, shapes))
+    return slots.described(made)

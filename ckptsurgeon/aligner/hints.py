@@ -29,7 +29,9 @@ def parsed(texts: Iterable[str | Hint | tuple[str, str]]) -> tuple[Hint, ...]:
         source, equals, target = text.partition("=") if isinstance(text, str) else (text[0], "=", text[1])
         source, target = source.strip(" ."), target.strip(" .")
         if not equals or not source or not target:
-            raise UsageError(f"a hint says which part of the source's keys is which of the target's, as in 'reduce=conv1', not {text!r}")
+            raise UsageError(
+                f"a hint is a part of the source's keys, =, and the target's for it, as in 'reduce=conv1', not {text!r}"
+            )
         made.append(Hint(source, target))
     return tuple(made)
 

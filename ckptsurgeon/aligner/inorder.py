@@ -1,7 +1,7 @@
 """What only the order of definition tells: a grade of its own, for names that say nothing.
 
-Order is taken where the names of one side carry no information, the order of both sides may be that of their models, and
-the one alignment that keeps the order of the whole explains every shape and contradicts nothing that names say.
+Order is taken where the names of one side carry no information, the order of both sides may be that of their models,
+and the one alignment that keeps the order of the whole explains every shape and contradicts nothing that names say.
 """
 
 from __future__ import annotations
@@ -33,7 +33,9 @@ def settle(group: Group, source: Side, target: Side) -> list[Pair]:
         return []
     if any(pair.source.parts or pair.target.parts for pair in open_):
         return []
-    if not all(_is_borne_out(side, [getattr(pair, name) for pair in out.pairs]) for side, name in ((source, "source"), (target, "target"))):
+    if not _is_borne_out(source, [pair.source for pair in out.pairs]):
+        return []
+    if not _is_borne_out(target, [pair.target for pair in out.pairs]):
         return []
     ours = sorted((pair.source for pair in out.pairs), key=lambda slot: slot.at)
     others = sorted((pair.target for pair in out.pairs), key=lambda slot: slot.at)
@@ -61,7 +63,6 @@ def _is_borne_out(side: Side, some: Sequence[Slot]) -> bool:
         return True
     some = sorted(some, key=lambda slot: slot.at)
     numbers = [tuple(map(int, re.findall(r"\d+", slot.path))) for slot in some]
-    forms = {re.sub(r"\d+", "", slot.path) for slot in some}
     if all(numbers) and numbers == sorted(numbers) and len(set(numbers)) == len(numbers) and all(map(_is_number, some)):
         return True
     return _bits([tuple(sorted(slot.shapes.items())) for slot in some]) >= _BITS
@@ -99,7 +100,10 @@ def zipped(source: Side, target: Side) -> tuple[list[tuple[Leaf, Leaf]], str]:
     for a, b in zip(ours, others, strict=True):
         found = relations.relation(a.shape, b.shape)
         if found is None or found.flat or found.orders[:1] not in ((), (tuple(range(len(found.orders[0]))),)):
-            return [], f"its names say nothing, and in order {a.key!r} {list(a.shape)} would be {b.key!r} {list(b.shape)}"
+            return (
+                [],
+                f"its names say nothing, and in order {a.key!r} {list(a.shape)} would be {b.key!r} {list(b.shape)}",
+            )
     if _bits([leaf.shape for leaf in others]) < _BITS:
         return [], "its names say nothing, and so many shapes are equal that their order proves nothing"
     return list(zip(ours, others, strict=True)), ""

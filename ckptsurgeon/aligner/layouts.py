@@ -1,4 +1,4 @@
-"""What a header cannot show: layouts, decided by their siblings and by conventions that are kept here with their sources.
+"""What a header cannot show: layouts, decided by their siblings and by conventions that are kept as data.
 
 A square matrix may be transposed or not; its siblings that are not square tell.  Joined projections are blocks, or by
 head; rotary embeddings turn halves, or pairs.  What neither siblings nor conventions tell is asked.
@@ -7,7 +7,7 @@ head; rotary embeddings turn halves, or pairs.  What neither siblings nor conven
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from ckptsurgeon.aligner import vocabulary
@@ -51,20 +51,7 @@ def orders(groups: Sequence[Group]) -> tuple[dict[tuple[int, str], Order], list[
     """The order of dimensions of every match whose shapes leave it open, by the identity of the match and the role;
     and the matches of which nothing tells."""
     votes: dict[object, Counter[Order]] = defaultdict(Counter)
-    open_: list[Open] = []
-    for group in groups:
-        for pair in group.outcome.pairs:
-            for role, (_, relation) in pair.roles.items():
-                first = relation.orders[0]
-                if len(first) < 2 or relation.flat or _is_embedding(pair):
-                    continue
-                if len(relation.orders) > 1:
-                    open_.append(Open(group, pair, role, False, relation.orders))
-                elif _has_square_parts(pair, role):
-                    open_.append(Open(group, pair, role, True, (first, first[::-1])))
-                else:
-                    for scope in _scopes(group, pair, len(first)):
-                        votes[scope][first] += 1
+    open_ = list(_counted(groups, votes))
     decided: dict[tuple[int, str], Order] = {}
     asked: list[tuple[Pair, str]] = []
     for one in open_:
@@ -76,6 +63,22 @@ def orders(groups: Sequence[Group]) -> tuple[dict[tuple[int, str], Order], list[
         elif order != one.orders[0]:
             decided[id(one.pair), one.role + PARTS] = _TURNED
     return decided, asked
+
+
+def _counted(groups: Sequence[Group], votes: dict[object, Counter[Order]]) -> Iterator[Open]:
+    """What is open; what is not is counted among the votes."""
+    for group, pair in [(one, pair) for one in groups for pair in one.outcome.pairs]:
+        for role, (_, relation) in pair.roles.items():
+            first = relation.orders[0]
+            if len(first) < 2 or relation.flat or _is_embedding(pair):
+                continue
+            if len(relation.orders) > 1:
+                yield Open(group, pair, role, False, relation.orders)
+            elif _has_square_parts(pair, role):
+                yield Open(group, pair, role, True, (first, first[::-1]))
+            else:
+                for scope in _scopes(group, pair, len(first)):
+                    votes[scope][first] += 1
 
 
 def _voted(one: Open, votes: Mapping[object, Counter[Order]]) -> Order | None:
@@ -166,9 +169,16 @@ def layout(pair: Pair, group: Group) -> Layout:
     if here or there:
         if not pair.source.parts and not pair.target.parts:
             return Layout(here, there) if here and there else Layout()
-        return Layout("groups" if here == "groups" else "", "") if pair.target.parts else Layout("", there if there == "groups" else "")
+        return (
+            Layout("groups" if here == "groups" else "", "")
+            if pair.target.parts
+            else Layout("", there if there == "groups" else "")
+        )
     a, b = (slot.path.rpartition(".")[2] for slot in (pair.source, pair.target))
-    for names, others, to in ((("wq", "wk"), ("q_proj", "k_proj"), "half"), (("q_proj", "k_proj"), ("wq", "wk"), "pairs")):
+    for names, others, to in (
+        (("wq", "wk"), ("q_proj", "k_proj"), "half"),
+        (("q_proj", "k_proj"), ("wq", "wk"), "pairs"),
+    ):
         if a in names and b in others and names.index(a) == others.index(b):
             return Layout(rotary=to, which=("q", "k")[names.index(a)])
     return Layout()
@@ -194,9 +204,8 @@ def _joined(slot: Slot) -> str:
     return "blocks" if what.startswith("qkv") else ""
 
 
-def is_meta(group: Group, side: str) -> bool:
-    """Whether the blocks are spelt as in Meta's Llama, where rotary pairs lie side by side."""
-    some: list[Slot] = [getattr(pair, side) for pair in group.outcome.pairs]
+def is_meta(some: Iterable[Slot]) -> bool:
+    """Whether blocks are spelt as in Meta's Llama, where rotary pairs lie side by side."""
     every = [inner for slot in some for inner in _leaves(slot)]
     return {slot.path.rpartition(".")[2] for slot in every} >= _META
 

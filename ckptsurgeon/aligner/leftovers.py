@@ -26,7 +26,12 @@ class Left:
     """The keys that no edge touches."""
 
     def __init__(
-        self, source: Side, target: Side, groups: Sequence[Group], edges: Sequence[Edge], ties: Sequence[tuple[str, str]]
+        self,
+        source: Side,
+        target: Side,
+        groups: Sequence[Group],
+        edges: Sequence[Edge],
+        ties: Sequence[tuple[str, str]],
     ) -> None:
         self.source, self.target, self.groups = source, target, groups
         self.used = {key for edge in edges for key in edge.sources}
@@ -50,11 +55,22 @@ class Left:
         for unit, others in self.open_pairs:
             names = ", ".join(repr(other.path) for other in others[:4])
             answers = tuple(f"--hint '{other.path}={unit.path}'" for other in others[:4])
-            made.append(Question(f"{unit.path!r} may come from {names}, but nothing in their names says so", tuple(o.path for o in others), (unit.path,), answers))
+            made.append(
+                Question(
+                    f"{unit.path!r} may come from {names}, but nothing in their names says so",
+                    tuple(o.path for o in others),
+                    (unit.path,),
+                    answers,
+                )
+            )
         for group in self.groups:
             for small, large in group.outcome.crowds:
-                text = f"{len(small)} tensors of one shape are to go to {len(large)}, and names do not tell which to which"
-                made.append(Question(text, tuple(slot.path for slot in small[:4]), tuple(slot.path for slot in large[:4])))
+                text = (
+                    f"{len(small)} tensors of one shape are to go to {len(large)}, and names do not tell which to which"
+                )
+                made.append(
+                    Question(text, tuple(slot.path for slot in small[:4]), tuple(slot.path for slot in large[:4]))
+                )
         return made
 
     def missing(self) -> tuple[Leftover, ...]:
@@ -73,7 +89,10 @@ class Left:
             elif path in open_:
                 kind, text = "open", "the source has tensors that would fit, and nothing says which"
             elif spare and whole[spare] == needed[spare]:
-                kind, text = "block", f"the source has no block for {spare!r}, as it has for the others of {pattern(spare)}"
+                kind, text = (
+                    "block",
+                    f"the source has no block for {spare!r}, as it has for the others of {pattern(spare)}",
+                )
             elif fits := self._could_be(leaf, path):
                 kind, text = "open", f"{fits!r} of the source is not used, and may hold it"
             elif path in heads:
@@ -87,7 +106,9 @@ class Left:
         """A key of the source that is not used and could hold a tensor, whole or as a part; "" if there is none."""
         own = self._group_of(path)
         for other in self._idle:
-            if relations.relation(other.shape, leaf.shape) is not None or (other.numel == leaf.numel and leaf.numel > 1):
+            if relations.relation(other.shape, leaf.shape) is not None or (
+                other.numel == leaf.numel and leaf.numel > 1
+            ):
                 return other.key
             if own is not None and self._inside.get(other.key) is own and _is_part(leaf, other):
                 return other.key

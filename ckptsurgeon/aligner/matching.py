@@ -103,7 +103,7 @@ def _solve(
             points[i, j] = 0.0 if one is None else max(points[i, j] - one[1], 0.0)
     apart = np.abs(_places(some)[:, None] - _places(others)[None, :])
     rows, columns = linear_sum_assignment(points - _ORDER * apart * (points > 0), maximize=True)
-    margins, alike = _margins(points, rows, columns)
+    margins, alike = _margins(points, rows.tolist(), columns.tolist())
     made: dict[int, Pair] = {}
     for at, (i, j) in enumerate(zip(rows.tolist(), columns.tolist(), strict=True)):
         found = fits[i][j]
@@ -134,10 +134,11 @@ def _places(some: Sequence[Slot]) -> Matrix:
     import numpy as np
 
     order = np.argsort(np.argsort([slot.at for slot in some]))
-    return order / max(len(some) - 1, 1)  # type: ignore[no-any-return]
+    places: Matrix = order / max(len(some) - 1, 1)
+    return places
 
 
-def _margins(points: Matrix, rows: Matrix, columns: Matrix) -> tuple[list[float], list[list[int]]]:
+def _margins(points: Matrix, rows: list[int], columns: list[int]) -> tuple[list[float], list[list[int]]]:
     """For each match the loss of the best assignment without it, and the rows with which it could be exchanged for
     less than what tells."""
     import numpy as np
@@ -147,7 +148,8 @@ def _margins(points: Matrix, rows: Matrix, columns: Matrix) -> tuple[list[float]
     padded[: points.shape[0], : points.shape[1]] = points
     taken = np.full(size, -1)
     taken[rows] = columns
-    free = [column for column in range(size) if column not in set(columns.tolist())]
+    taken_columns = set(columns)
+    free = [column for column in range(size) if column not in taken_columns]
     for row in range(size):
         if taken[row] < 0:
             taken[row] = free.pop()
@@ -160,7 +162,6 @@ def _margins(points: Matrix, rows: Matrix, columns: Matrix) -> tuple[list[float]
     cycles = np.maximum(loss + back.T, 0.0) if size > 1 else np.full((1, 1), np.inf)
     best = padded[np.arange(size), taken]  # nothing at all in its place
     margins = np.minimum(cycles.min(axis=1), np.where(best > 0, best, np.inf))
-    pairs = rows.tolist()
     near = cycles < TELLING
-    alike = [np.nonzero(near[row])[0].tolist() for row in pairs]
-    return margins[pairs].tolist(), alike
+    alike = [np.nonzero(near[row])[0].tolist() for row in rows]
+    return margins[rows].tolist(), alike

@@ -38,7 +38,15 @@ def match(pair: Pair, group: Group, grade: Grade, choice: Choice, asked: Questio
     count = len(pair.roles) * len(pair.target.present) * (len(pair.target.parts) or 1)
     why = tuple(evidence(pair, group, grade, choice)) if asked is None else (asked.text,)
     return Match(
-        names(pair.source), names(pair.target), count, pair.target.numel, how(pair, choice), grade, pair.margin, why, group.name
+        names(pair.source),
+        names(pair.target),
+        count,
+        pair.target.numel,
+        how(pair, choice),
+        grade,
+        pair.margin,
+        why,
+        group.name,
     )
 
 
@@ -82,7 +90,16 @@ def evidence(pair: Pair, group: Group, grade: Grade, choice: Choice) -> Iterator
 
 def same_bytes(pair: Pair, source: Side) -> bool:
     """Whether all that could take its place is the same tensor."""
-    ties = next((set(group) for group in source.ties for unit in pair.source.every() for leaf in unit.needed.values() if leaf.key in group), None)
+    ties = next(
+        (
+            set(group)
+            for group in source.ties
+            for unit in pair.source.every()
+            for leaf in unit.needed.values()
+            if leaf.key in group
+        ),
+        None,
+    )
     rivals = {leaf.key for slot in pair.rivals for unit in slot.every() for leaf in unit.needed.values()}
     return ties is not None and bool(rivals) and rivals <= ties
 
@@ -139,7 +156,7 @@ def unsaid(pair: Pair, group: Group) -> Question:
 
 def unknown(pair: Pair, group: Group) -> Question:
     a, b = _own(pair.source), _own(pair.target)
-    text = f"{a!r} → {b!r}: one of them is several projections in one, and how they lie in the other its name does not tell"
+    text = f"{a!r} → {b!r}: one is several projections in one, and the other's name does not tell how they lie in it"
     return Question(text, (a,), (b,), (f"--rule '(\\.){a}\\. => \\1{b}.', if they lie alike",))
 
 
@@ -203,6 +220,8 @@ def notes(rules: Sequence[Rule], done: Sequence[tuple[Deed, Decided]]) -> Mappin
             if any(search(name) for name in (deed.members or deed.there)):
                 grade = "" if one.grade == "certain" else f" ({one.grade})"
                 why = "; ".join(evidence(one.pair, one.group, one.grade, one.choice))
-                made[rule.text] = f"{', '.join(names(one.pair.source))} → {', '.join(names(one.pair.target))}{grade}: {why}"
+                made[rule.text] = (
+                    f"{', '.join(names(one.pair.source))} → {', '.join(names(one.pair.target))}{grade}: {why}"
+                )
                 break
     return made

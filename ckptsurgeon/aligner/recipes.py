@@ -1,8 +1,8 @@
 """From deeds to a small recipe: patterns with captures that do exactly what the deeds say, no line for each key.
 
-Blocks whose numbers no arithmetic explains (four stages that were one list) are renamed in two steps: what is in a block,
-under its old path, and then the paths.  Every rule is applied to the names before it is kept: it must do what was wanted
-to the keys that it was made for, and nothing to any other.
+Blocks whose numbers no arithmetic explains (four stages that were one list) are renamed in two steps: what is in a
+block, under its old path, and then the paths.  The rules are applied to the names before they are given out: they must
+make every key of what it is to be made of.
 """
 
 from __future__ import annotations
@@ -71,14 +71,19 @@ def _renames(deeds: Iterable[Deed], work: Applying) -> list[Rule]:
     goals = {deed.there[0]: deed.made[0] for deed in deeds if deed.there != deed.made}
     if not goals:
         return []
-    return [parse(render("rename", {"pattern": re.compile(a), "template": b})) for a, b in condense.renames(goals, set(work.refs))]
+    return [
+        parse(render("rename", {"pattern": re.compile(a), "template": b}))
+        for a, b in condense.renames(goals, set(work.refs))
+    ]
 
 
 def _operations(deeds: Iterable[Deed], work: Applying) -> list[Rule]:
     groups: dict[str, tuple[Deed, list[Edge]]] = {}
     for deed in deeds:
         key = f"{deed.name} {deed.args!r} {len(deed.there)} {len(deed.made)}"
-        groups.setdefault(key, (deed, []))[1].append(Edge(deed.there, deed.made, deed.members if deed.name == "stack" else ()))
+        groups.setdefault(key, (deed, []))[1].append(
+            Edge(deed.there, deed.made, deed.members if deed.name == "stack" else ())
+        )
     made = []
     universe = set(work.refs)
     for deed, edges in groups.values():
@@ -133,7 +138,4 @@ def _collide(paths: Mapping[str, str], names: Sequence[str]) -> bool:
 def _beginnings(goals: Mapping[str, str], whole: Sequence[str]) -> list[tuple[str, str]]:
     """Patterns of beginnings and their templates."""
     edges = [Edge((old,), (new,)) for old, new in goals.items()]
-    made = []
-    for line in condense.lines(edges, whole):
-        made.append((line.patterns[0].removesuffix("$"), line.templates[0]))
-    return made
+    return [(line.patterns[0].removesuffix("$"), line.templates[0]) for line in condense.lines(edges, whole)]

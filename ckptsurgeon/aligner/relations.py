@@ -16,15 +16,14 @@ _ORDERS: dict[int, tuple[Order, ...]] = {
     4: ((0, 1, 2, 3), (3, 2, 0, 1), (2, 3, 1, 0), (0, 3, 1, 2), (0, 2, 3, 1), (1, 0, 2, 3)),
     5: ((0, 1, 2, 3, 4), (4, 3, 0, 1, 2), (2, 3, 4, 1, 0), (0, 4, 1, 2, 3), (0, 2, 3, 4, 1), (1, 0, 2, 3, 4)),
 }
-"""The orders of dimensions that frameworks use: outputs first (torch), last (JAX, TensorFlow), channels last, transposed.
-"""
+"""Orders of dimensions that frameworks use: outputs first (torch), last (JAX), channels last, transposed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Relation:
     """How tensors become others: sizes of 1 removed, an order of dimensions, then another shape.
 
-    `orders` are all orders of dimensions that the shapes allow, the plain one first; more than one leave the layout open.
+    `orders` are all orders of dimensions that the shapes allow, the plain one first; more than one leave it open.
     `flat` tells that several dimensions become one or one becomes several, row by row.
     """
 
@@ -90,7 +89,11 @@ def steps(source: Shape, target: Shape, order: Order) -> list[tuple[str, str]]:
     """The operations that make the one of the other, and their arguments as rules write them."""
     made: list[tuple[str, str]] = []
     if order == tuple(range(len(order))):
-        return _ones(source, target) if bare(source) == bare(target) else [("reshape", _joined((target[0], -1) if len(target) == 2 else target))]
+        return (
+            _ones(source, target)
+            if bare(source) == bare(target)
+            else [("reshape", _joined((target[0], -1) if len(target) == 2 else target))]
+        )
     if len(order) != len(source):
         made += _ones(source, bare(source))
         source = bare(source)

@@ -147,7 +147,8 @@ def _subsequence(a: Sequence[Hashable], b: Sequence[Hashable]) -> tuple[tuple[tu
     ahead = _lengths(a, b)
     behind = [row[::-1] for row in _lengths(a[::-1], b[::-1])[::-1]]
     best = behind[0][0]
-    chosen, all_pairs, at, there = [], 0, 0, 0
+    chosen: list[tuple[int, int]] = []
+    all_pairs, at, there = 0, 0, 0
     for i, size in enumerate(a):
         for j, other in enumerate(b):
             if size == other and ahead[i][j] + 1 + behind[i + 1][j + 1] == best:

@@ -97,7 +97,8 @@ def _words(sources: Sequence[Slot], targets: Sequence[Slot], told: Mapping[str, 
     a, b = table(sources), table(targets)
     both = (a * weights) @ b.T
     either = (a @ weights)[:, None] + (b @ weights)[None, :] - both
-    return np.divide(both, either, out=np.zeros_like(both), where=either > 0)
+    shares: Matrix = np.divide(both, either, out=np.zeros_like(both), where=either > 0)
+    return shares
 
 
 def _pair(source: Slot, target: Slot, votes: Votes) -> float:

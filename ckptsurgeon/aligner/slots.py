@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from ckptsurgeon.aligner import vocabulary
+from ckptsurgeon.aligner.meanings import Meaning, meaning
 from ckptsurgeon.aligner.runs import pattern
 from ckptsurgeon.aligner.units import Shape, Unit
-from ckptsurgeon.aligner.vocabulary import Meaning
 
 _NUMBER = re.compile(r"\d+")
 _JOINS = (
@@ -25,6 +25,9 @@ _JOINS = (
     ("gate and up", ("gate", "mlp up")),
 )
 """What joined projections hold, in order."""
+
+
+_NONE = Meaning()
 
 
 @dataclass(eq=False)
@@ -39,7 +42,7 @@ class Slot:
     shapes: dict[str, tuple[Shape, ...]] = field(default_factory=dict)
     parts: tuple[Slot, ...] = ()
     how: Literal["", "concat", "stack"] = ""
-    means: Meaning = Meaning()
+    means: Meaning = _NONE
     words: tuple[str, ...] = ()
     rank: tuple[int, int] | None = None
     """The place among the units that differ from it in numbers alone, and how many they are."""
@@ -79,15 +82,11 @@ def slots(blocks: Sequence[tuple[str, Iterable[Unit]]]) -> list[Slot]:
         for unit in units:
             found.setdefault(unit.path[begin:], {})[number] = unit
     made = []
-    for path, units in found.items():
-        roles = {role for unit in units.values() for role in unit.needed}
-        complete = all(role in unit.leaves for role in roles for unit in units.values())
-        members = [(tuple(units), tuple(units.values()))]
-        if not complete:  # a bias that only some blocks have
-            by_roles: dict[frozenset[str], list[int]] = defaultdict(list)
-            for number, unit in units.items():
-                by_roles[frozenset(unit.needed)].append(number)
-            members = [(tuple(numbers), tuple(units[number] for number in numbers)) for numbers in by_roles.values()]
+    for path, numbered in found.items():
+        by_roles: dict[frozenset[str], list[int]] = defaultdict(list)  # a bias that only some blocks have
+        for number, unit in numbered.items():
+            by_roles[frozenset(unit.needed)].append(number)
+        members = [(tuple(numbers), tuple(numbered[number] for number in numbers)) for numbers in by_roles.values()]
         for present, own in members:
             needed = own[0].needed
             shapes = {role: tuple(unit.leaves[role].shape for unit in own) for role in needed}
@@ -102,24 +101,33 @@ def described(made: list[Slot]) -> list[Slot]:
         siblings[slot.path.rpartition(".")[0]].add(vocabulary.spelt(slot.path.rpartition(".")[2]))
     for slot in made:
         norm = _is_norm(slot)
-        slot.means = vocabulary.meaning(slot.path, siblings[slot.path.rpartition(".")[0]], norm) if slot.path else Meaning()
+        slot.means = meaning(slot.path, siblings[slot.path.rpartition(".")[0]], norm) if slot.path else Meaning()
         slot.words = vocabulary.words(slot.path)
-    _ranked(made, lambda slot: pattern(slot.path), lambda slot: tuple(map(int, _NUMBER.findall(slot.path))), "rank")
+    numbered = [slot for slot in made if _NUMBER.search(slot.path)]
+    for slot, rank in _ranked(numbered, lambda slot: pattern(slot.path), _numbers):
+        slot.rank = rank
     norms = [slot for slot in made if slot.means.order is not None]
-    _ranked(norms, lambda slot: tuple(slot.shapes.values()), lambda slot: slot.means.order, "norm")
+    for slot, rank in _ranked(norms, lambda slot: tuple(slot.shapes.values()), lambda slot: (slot.means.order or 0,)):
+        slot.norm = rank
     return made
 
 
-def _ranked(made: list[Slot], key: Callable[[Slot], object], order: Callable[[Slot], object], name: str) -> None:
+def _numbers(slot: Slot) -> tuple[int, ...]:
+    return tuple(map(int, _NUMBER.findall(slot.path)))
+
+
+def _ranked(
+    some: list[Slot], key: Callable[[Slot], object], order: Callable[[Slot], tuple[int, ...]]
+) -> Iterator[tuple[Slot, tuple[int, int]]]:
+    """The place of each slot among those of one key, and how many these are, where all places differ."""
     families: dict[object, list[Slot]] = defaultdict(list)
-    for slot in made:
-        if name == "norm" or _NUMBER.search(slot.path):
-            families[key(slot)].append(slot)
+    for slot in some:
+        families[key(slot)].append(slot)
     for family in families.values():
-        values = sorted({order(slot) for slot in family})  # type: ignore[type-var]
+        values = sorted({order(slot) for slot in family})
         if len(values) == len(family) > 1:
             for slot in family:
-                setattr(slot, name, (values.index(order(slot)), len(family)))
+                yield slot, (values.index(order(slot)), len(family))
 
 
 def _is_norm(slot: Slot) -> bool:
@@ -148,7 +156,9 @@ def _concatenated(ours: list[Slot], others: list[Slot]) -> list[Slot]:
                 continue
             if any(other + across in have for other in ("qkv", "qkv by heads")) and "kv" in what:
                 continue
-            for parts in _sets(made, [name + (across if name != "mlp up" and name != "gate" else "") for name in names]):
+            for parts in _sets(
+                made, [name + (across if name != "mlp up" and name != "gate" else "") for name in names]
+            ):
                 whole, alone = _merged(parts, what, across)
                 if whole.shapes:
                     made = [slot for slot in made if slot not in parts]
@@ -184,7 +194,9 @@ def _merged(parts: tuple[Slot, ...], what: str, across: str) -> tuple[Slot, list
     name = what.split(" ")[0] if "qkv" in what or what == "kv" else "gate_up_proj"
     name = "query_key_value" if what.endswith("by heads") else name
     alone = [
-        Slot(part.path, part.present, part.units, {role: some for role, some in part.shapes.items() if role not in roles})
+        Slot(
+            part.path, part.present, part.units, {role: some for role, some in part.shapes.items() if role not in roles}
+        )
         for part in parts
         if not part.parts and set(part.shapes) - set(roles)
     ]

@@ -1,8 +1,8 @@
 """The two sides of an alignment: keys grouped into units, which are modules with the tensors that they own.
 
-Weight and bias of one module are one unit, whatever spells them: `norm.gamma` and `norm.beta`, `attn.in_proj_weight` and
-`attn.in_proj_bias`, `conv.weight_g` and `conv.parametrizations.weight.original0`.  A tensor that no module seems to own
-(`cls_token`) is a unit of itself.
+Weight and bias of one module are one unit, however they are spelt: `norm.gamma` and `norm.beta`, `attn.in_proj_weight`
+and `attn.in_proj_bias`, `conv.weight_g` and `conv.parametrizations.weight.original0`.  A tensor that no module seems to
+own (`cls_token`) is a unit of itself.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from math import prod
 
 from ckptsurgeon.aligner import vocabulary
+from ckptsurgeon.aligner.meanings import is_head
 from ckptsurgeon.checkpoint import Checkpoint, Target
 from ckptsurgeon.kinds import OwnerKind
 
@@ -188,7 +189,7 @@ def _without(one: Side, other: Side) -> Side:
     here = [leaf.shape for leaf in one.leaves]
     shapes = {leaf.key: leaf.shape for leaf in one.leaves}
     for group in one.ties:
-        known = sorted((key for key in group if key in shapes), key=vocabulary.is_head)
+        known = sorted((key for key in group if key in shapes), key=is_head)
         if len(known) > 1:
             over = here.count(shapes[known[0]]) - there.count(shapes[known[0]])
             aliases.update(known[len(known) - min(max(over, 0), len(known) - 1) :])

@@ -54,4 +54,3 @@ class Votes:
     @staticmethod
     def _product(source: str, target: str) -> Iterator[tuple[str, str]]:
         return ((a, b) for a in ancestors(source) for b in ancestors(target))
-

@@ -16,7 +16,7 @@ from ckptsurgeon.rules import document
 SCHEMA = "ckptsurgeon.align/1"
 _KINDS = {
     "other size": "of another size in the source",
-    "computed": "buffers that models compute themselves",
+    "computed": "computed",
     "new": "new in the target",
     "block": "blocks without a source",
     "open": "open",
@@ -27,15 +27,24 @@ _KINDS = {
 
 def text(found: Alignment, output: os.PathLike[str] | None = None) -> str:
     """The matches with their evidence, the rules, and what is left over."""
-    parts = [_matches(found), _rules(found), _left("missing in the source", found.missing), _left("not used", found.unused)]
-    return "\n".join(line for part in [*(one for one in parts if one), _end(found, output)] for line in [*part, ""])[:-1]
+    parts = [
+        _matches(found),
+        _rules(found),
+        _left("missing in the source", found.missing),
+        _left("not used", found.unused),
+    ]
+    return "\n".join(line for part in [*(one for one in parts if one), _end(found, output)] for line in [*part, ""])[
+        :-1
+    ]
 
 
 def _matches(found: Alignment) -> list[str]:
-    rows = [["source", "target", "tensors", "how", "", "why"]]
-    for match in found.matches:
-        rows.append([_names(match.sources), _names(match.targets), f"{match.count:,}", match.how, match.grade, "; ".join(match.why)])
-    return columns([[shown(cell) for cell in row] for row in rows], frozenset({2})) if len(rows) > 1 else []
+    head = ["source", "target", "tensors", "how", "", "why"]
+    rows = [
+        [_names(one.sources), _names(one.targets), f"{one.count:,}", one.how, one.grade, "; ".join(one.why)]
+        for one in found.matches
+    ]
+    return columns([[shown(cell) for cell in row] for row in [head, *rows]], frozenset({2})) if rows else []
 
 
 def _names(names: tuple[str, ...]) -> str:
@@ -51,23 +60,26 @@ def _rules(found: Alignment) -> list[str]:
 def _left(title: str, some: tuple[Leftover, ...]) -> list[str]:
     if not some:
         return []
-    lines = [f"{title}: {plural(len(some), 'key')}"]
-    for merged in group((left.key, f"{_KINDS[left.kind]}: {left.text}") for left in some):
-        lines.append(f"  {shown(merged.name)}: {shown(str(merged.label))}")
-    return lines
+    groups = group((left.key, left.text if left.kind == "computed" else _about(left)) for left in some)
+    return [
+        f"{title}: {plural(len(some), 'key')}",
+        *(f"  {shown(one.name)}: {shown(str(one.label))}" for one in groups),
+    ]
+
+
+def _about(left: Leftover) -> str:
+    return f"{_KINDS[left.kind]}: {left.text}"
 
 
 def _end(found: Alignment, output: os.PathLike[str] | None) -> list[str]:
     grades = Counter(edge.grade for edge in found.edges for _ in edge.targets)
-    counts = ", ".join(f"{grades[grade]:,} {word}" for grade, word in _GRADES if grades[grade])
-    line = f"{percent(found.agreement)} of the parameters of {found.target.label} come from the source ({counts or 'none'})"
-    lines = [shown(line)]
+    words = {"certain": "certain", "order": "by order", "open": "open"}
+    counts = ", ".join(f"{count:,} {words[grade]}" for grade, count in grades.items())
+    share = f"{percent(found.agreement)} of the parameters of {found.target.label} come from the source"
+    lines = [shown(f"{share} ({counts or 'none'})")]
     if output is not None:
         lines.append(f"wrote {shown(os.fspath(output))}: {plural(len(found.recipe.rules), 'rule')}")
     return lines
-
-
-_GRADES = (("certain", "certain"), ("order", "by order"), ("open", "open"))
 
 
 def data(found: Alignment, output: os.PathLike[str] | None = None) -> dict[str, Any]:
@@ -144,7 +156,7 @@ def recipe(found: Alignment) -> str:
 def _comments(found: Alignment) -> Iterator[str]:
     yield _line(f"{percent(found.agreement)} of the parameters of {found.target.label} come from the source")
     for title, some in (("missing in the source", found.missing), ("not used", found.unused)):
-        for merged in group((left.key, f"{_KINDS[left.kind]}: {left.text}") for left in some):
+        for merged in group((left.key, _about(left)) for left in some):
             yield _line(f"{title}: {merged.name}: {merged.label}")
     if found.missing or any(left.kind != "again" for left in found.unused):
         yield "These are settled by policies: give --to and --fit, or --missing and --unexpected."

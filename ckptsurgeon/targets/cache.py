@@ -88,7 +88,9 @@ def _load(place: str, spec: Spec, build: Callable[[], Target]) -> Target | None:
         os.utime(place)  # it was of use: see _tidy
     later = _Later(place, target, build)
     initial = module.Values(target.label, later, nbytes)
-    return Target(target.label, target.entries, True, target.others, target.ties, initial, cached=True, facts=target.facts)
+    return Target(
+        target.label, target.entries, True, target.others, target.ties, initial, cached=True, facts=target.facts
+    )
 
 
 def _read(place: str) -> bytes:
