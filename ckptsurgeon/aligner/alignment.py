@@ -28,9 +28,9 @@ class Match:
 
     `sources` and `targets` are the names of modules, with `{}` for the numbers of blocks; `count` is how many tensors
     of the target come of it, `numel` their elements.  `how` says what is done besides a rename.  `grade` is `certain`
-    where no other assignment explains names as well, `order` where only the order of definition tells, `tried` where only an
-    experiment does (`error` is the relative error of its outputs), `open` where nothing does; `margin` is how many points
-    the next best assignment has less, and `why` the evidence.
+    where no other assignment explains names as well, `order` where only the order of definition tells, `tried` where
+    only an experiment does (`error` is the relative error of its outputs), `open` where nothing does; `margin` is how
+    many points the next best assignment has less, and `why` the evidence.
     """
 
     sources: tuple[str, ...]

@@ -1,5 +1,5 @@
-"""What is open and could be decided from outside, as by an experiment: which slot goes to which of a few twins, and which
-way a square lies; and how a decision is heeded."""
+"""What is open and could be decided from outside, as by an experiment: which of a few twins goes where, and which way a
+square lies; and how a decision is heeded."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ class Spot(NamedTuple):
 class Opening:
     """Slots of the target of which each may come from several of some slots of the source, and lie in several ways.
 
-    `fits` are the places in `sources` that each of the `targets` could take, `turns` in how many ways it may lie, `keys`
-    its keys; `group` is the place of the group among all.
+    `fits` are the places in `sources` that each of the `targets` could take, `turns` in how many ways it may lie,
+    `keys` its keys; `group` is the place of the group among all.
     """
 
     group: int
@@ -115,9 +115,7 @@ def _opening(
         tuple(at for at, slot in enumerate(sources) if slot is pair.source or _may(slot, pair.target, allowed))
         for pair in pairs
     )
-    keys = tuple(
-        tuple(leaf.key for unit in pair.target.every() for leaf in unit.leaves.values()) for pair in pairs
-    )
+    keys = tuple(tuple(leaf.key for unit in pair.target.every() for leaf in unit.leaves.values()) for pair in pairs)
     turns = tuple(ways.get(id(pair), 1) for pair in pairs)
     return Opening(group, tuple(map(_spot, sources)), tuple(_spot(pair.target) for pair in pairs), fits, turns, keys)
 

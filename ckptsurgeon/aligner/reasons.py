@@ -82,10 +82,10 @@ def evidence(pair: Pair, group: Group, grade: Grade, choice: Choice) -> Iterator
         yield f"norm {a.norm[0] + 1} of {a.norm[1]}"
     elif a.rank and a.rank == b.rank:
         yield f"number {a.rank[0] + 1} of {a.rank[1]}"
-    if choice.orders and grade != "tried":
-        yield "layout as its siblings"
     if grade == "tried":
         yield "by experiment alone"
+    elif choice.orders:
+        yield "layout as its siblings"
     if grade == "order":
         yield "by the order of definition alone"
 

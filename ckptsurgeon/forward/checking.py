@@ -44,9 +44,7 @@ def check_forward(
     return check(source, target, inputs, tolerance, _notes(plan))
 
 
-def check(
-    source: Subject, target: Subject, given: Any, tolerance: float, notes: tuple[str, ...] = ()
-) -> ForwardCheck:
+def check(source: Subject, target: Subject, given: Any, tolerance: float, notes: tuple[str, ...] = ()) -> ForwardCheck:
     """The check of two models that hold their values already; they may count in float64 afterwards."""
     told, *both = making.run(source, target, given)
     found, reason = _held(both[0], both[1])
@@ -62,9 +60,7 @@ def check(
     if found and not reason and (most := max(one.error for one in found)) > tolerance:
         reason = f"the relative error is {most:.2g}, over the tolerance of {tolerance:g}"
     lacking = {"source": source.kept, "target": target.kept}
-    return ForwardCheck(
-        not reason, found, dtype, float(tolerance), told.how, reason, lacking, source.dropped, notes
-    )
+    return ForwardCheck(not reason, found, dtype, float(tolerance), told.how, reason, lacking, source.dropped, notes)
 
 
 def _held(source: Any, target: Any) -> tuple[tuple[OutputCheck, ...], str]:

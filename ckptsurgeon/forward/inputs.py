@@ -38,7 +38,9 @@ def described(words: Iterable[str]) -> Inputs:
     for word in words:
         found = _WORD.fullmatch(word.replace(" ", ""))
         if found is None:
-            raise UsageError(f"--input {word}: write a shape, as 2x3x224x224, or 2x16:1000 for whole numbers below 1000")
+            raise UsageError(
+                f"--input {word}: write a shape, as 2x3x224x224, or 2x16:1000 for whole numbers below 1000"
+            )
         name = found["name"] or str(len(made))
         sizes = tuple(map(int, re.split("[x,]", found["shape"])))
         one = Random(sizes, None if found["below"] is None else int(found["below"]))
@@ -64,7 +66,8 @@ def run(source: Subject, target: Subject, given: Any) -> tuple[Inputs, Any, Any]
     if failed is not None:
         raise TargetError(f"{failed}; if other inputs are meant, give them (inputs=…, --input SHAPE)") from failed
     raise UsageError(
-        f"{source.label} and {target.label}: nothing in them says what inputs they take; give some (inputs=…, --input SHAPE)"
+        f"{source.label} and {target.label}: nothing in them says what inputs they take; "
+        "give some (inputs=…, --input SHAPE)"
     )
 
 
@@ -89,7 +92,11 @@ def _given(given: Any) -> Inputs:
 def _shown(value: Any) -> str:
     import torch
 
-    return f"{value.dtype} {list(value.shape)}".removeprefix("torch.") if isinstance(value, torch.Tensor) else type(value).__name__
+    return (
+        f"{value.dtype} {list(value.shape)}".removeprefix("torch.")
+        if isinstance(value, torch.Tensor)
+        else type(value).__name__
+    )
 
 
 def _drawn(made: Made) -> Inputs:

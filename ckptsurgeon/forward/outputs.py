@@ -73,7 +73,9 @@ def compared(source: Outputs, target: Outputs) -> tuple[OutputCheck, ...]:
             raise DifferentError(f"not comparable: {here} is {list(b.shape)}, and {there} is {list(a.shape)}")
         made.append(OutputCheck(here, there, tuple(b.shape), _error(a, b, here)))
     if all(_says_nothing(source[here]) for here, _ in pairs):
-        raise DifferentError("not comparable: every output of the source model is one number everywhere, which tells nothing")
+        raise DifferentError(
+            "not comparable: every output of the source model is one number everywhere, which tells nothing"
+        )
     return tuple(made)
 
 

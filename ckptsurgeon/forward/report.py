@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ckptsurgeon.errors import shown
 
@@ -38,7 +38,7 @@ class ForwardCheck:
     tolerance: float
     inputs: str
     reason: str = ""
-    not_loaded: Mapping[str, tuple[str, ...]] | None = None
+    not_loaded: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     not_used: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
@@ -66,7 +66,7 @@ class ForwardCheck:
             name = one.source if one.source == one.target else f"{one.source} and {one.target}"
             yield f"  {name} {list(one.shape)}: relative error {one.error:.2g} in {self.dtype}"
         yield f"  inputs: {self.inputs}"
-        for side, keys in (self.not_loaded or {}).items():
+        for side, keys in self.not_loaded.items():
             if keys:
                 yield f"  not from the checkpoint in the {side} model: {_some(keys)}"
         if self.not_used:

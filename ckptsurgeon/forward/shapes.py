@@ -62,53 +62,58 @@ def candidates(source: torch.nn.Module, target: torch.nn.Module) -> Iterator[Mad
 
 def _told(model: torch.nn.Module) -> Iterator[Made]:
     """What a model says of itself."""
-    name = type(model).__name__
     example = getattr(model, "example_input_array", None)
     if example is not None and hasattr(example, "shape"):
-        yield Made({"0": Random(tuple(example.shape), value=example)}, f"the example of the {name}")
+        yield Made({"0": Random(tuple(example.shape), value=example)}, f"the example of the {type(model).__name__}")
     config = getattr(model, "config", None)
-    if config is not None and isinstance(getattr(model, "main_input_name", None), str):
-        yield from _transformers(model, config)
-    for cfg in (getattr(model, "pretrained_cfg", None), getattr(model, "default_cfg", None)):
-        size = getattr(cfg, "input_size", None) or (cfg.get("input_size") if isinstance(cfg, Mapping) else None)
-        own = getattr(getattr(model, "patch_embed", None), "img_size", None)
-        if isinstance(size, tuple | list) and len(size) == 3:
-            channels = _channels(model) or int(size[0])
-            if isinstance(own, tuple | list) and len(own) == 2:
-                yield Made({"x": Random((_BATCH, channels, *map(int, own)))}, f"the image size of the {name}")
-            yield Made({"x": Random((_BATCH, channels, *map(int, size[1:])))}, f"the input size of the {name}")
-    sides = _sides(getattr(model, "image_size", None) or getattr(model, "img_size", None))
+    main = getattr(model, "main_input_name", None)
+    if config is not None and isinstance(main, str):
+        yield from _transformers(model, config, main)
     channels = _channels(model)
-    if sides and channels:
-        yield Made({"x": Random((_BATCH, channels, *sides))}, f"the image size of the {name}")
+    patches = getattr(model, "patch_embed", None)
+    for thing, name in ((patches, "img_size"), (model, "image_size"), (model, "img_size")):
+        sides = _sides(_value(thing, name))
+        if sides and channels:
+            yield Made({"x": Random((_BATCH, channels, *sides))}, f"the image size of the {type(model).__name__}")
+    for cfg in (getattr(model, "pretrained_cfg", None), getattr(model, "default_cfg", None)):  # timm's
+        size = cfg.get("input_size") if isinstance(cfg, Mapping) else getattr(cfg, "input_size", None)
+        if isinstance(size, tuple | list) and len(size) == 3:
+            shape = (_BATCH, channels or int(size[0]), int(size[1]), int(size[2]))
+            yield Made({"x": Random(shape)}, f"the input size of the {type(model).__name__}")
 
 
-def _transformers(model: torch.nn.Module, config: Any) -> Iterator[Made]:
+def _transformers(model: torch.nn.Module, config: Any, main: str) -> Iterator[Made]:
+    """What the config of a transformers model says, for each thing that its forward begins with."""
     how = f"the config of the {type(model).__name__}"
-    main = str(model.main_input_name)
-    vision = getattr(config, "vision_config", config)
+    if main == "pixel_values":
+        vision = getattr(config, "vision_config", config)
+        for size in (0,) if _sides(_value(vision, "image_size")) else _SIZES:
+            yield Made({main: _pixels(vision, size)}, how)
+        return
     takes = set(inspect.signature(model.forward).parameters)
     for length in _LENGTHS:
-        values: dict[str, Random] = {}
         vocabulary = _number(_text(config), "vocab_size")
         ids = None if vocabulary is None else Random((_BATCH, length), vocabulary)
-        if main == "input_ids" and ids is not None:
-            values[main] = ids
-            if "pixel_values" in takes and vision is not config:
-                values["pixel_values"] = _pixels(vision, 0)
-        elif main == "pixel_values":
-            for size in (0,) if _sides(getattr(vision, "image_size", None)) else _SIZES:
-                yield Made({main: _pixels(vision, size)}, how)
+        first = ids if main == "input_ids" else _sound(config, main)
+        if first is None:
             return
-        elif main == "input_features" and (bins := _number(config, "num_mel_bins")):
-            values[main] = Random((_BATCH, bins, 2 * (_number(config, "max_source_positions") or 64)))
-        elif main == "input_values":
-            bins, frames = _number(config, "num_mel_bins"), _number(config, "max_length")
-            values[main] = Random((_BATCH, frames, bins) if bins and frames else (_BATCH, 8000))
-        if values and "decoder_input_ids" in takes and ids is not None:
+        values = {main: first}
+        if main == "input_ids" and "pixel_values" in takes and hasattr(config, "vision_config"):
+            values["pixel_values"] = _pixels(config.vision_config, 0)
+        if "decoder_input_ids" in takes and ids is not None:
             values["decoder_input_ids"] = ids
-        if values:
-            yield Made(values, how)
+        yield Made(values, how)
+
+
+def _sound(config: Any, main: str) -> Random | None:
+    """Spectrograms, or samples."""
+    bins = _number(config, "num_mel_bins")
+    if main == "input_features" and bins:
+        return Random((_BATCH, bins, 2 * (_number(config, "max_source_positions") or 64)))
+    if main == "input_values":
+        frames = _number(config, "max_length")
+        return Random((_BATCH, frames, bins) if bins and frames else (_BATCH, 8000))
+    return None
 
 
 def _text(config: Any) -> Any:
@@ -118,7 +123,7 @@ def _text(config: Any) -> Any:
 
 def _pixels(config: Any, size: int) -> Random:
     channels = _number(config, "num_channels") or _number(config, "in_channels") or 3
-    sides = (size, size) if size else _sides(getattr(config, "image_size", None)) or (224, 224)
+    sides = (size, size) if size else _sides(_value(config, "image_size")) or (224, 224)
     return Random((_BATCH, channels, *sides))
 
 
@@ -126,17 +131,17 @@ def _sides(size: Any) -> tuple[int, ...]:
     """Height and width, however they are said; () where they are not."""
     if type(size) is int and size > 0:
         return size, size
-    if isinstance(size, tuple | list) and len(size) == 2 and all(type(side) is int and side > 0 for side in size):
-        return tuple(size)
-    return ()
+    known = isinstance(size, tuple | list) and len(size) == 2 and all(type(side) is int and side > 0 for side in size)
+    return tuple(size) if known else ()
 
 
 def _number(thing: Any, name: str) -> int | None:
-    value = getattr(thing, name, None) if name in _NUMBERS else None
+    value = _value(thing, name)
     return value if type(value) is int and value > 0 else None
 
 
-_NUMBERS = frozenset(("vocab_size", "num_mel_bins", "max_source_positions", "max_length", "num_channels", "in_channels"))
+def _value(thing: Any, name: str) -> Any:
+    return getattr(thing, name, None)
 
 
 # -- first layers ------------------------------------------------------------------------------

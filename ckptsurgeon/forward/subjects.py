@@ -26,8 +26,8 @@ _LIBRARIES = ("torchvision", "timm", "transformers")
 
 @dataclass(eq=False)
 class Subject:
-    """A model in eval mode on the CPU, in float32; `kept` are the keys that its checkpoint did not bring, `dropped` those of the
-    checkpoint that it does not have."""
+    """A model in eval mode on the CPU, in float32; `kept` are the keys that its checkpoint did not bring, `dropped`
+    those of the checkpoint that it does not have."""
 
     module: torch.nn.Module
     label: str
@@ -68,7 +68,9 @@ def _own(thing: Model, label: str) -> torch.nn.Module:
 
     if isinstance(thing, str):
         if not targets.is_spec(thing) and os.path.exists(thing):
-            raise UsageError(f"{thing}: a checkpoint has no code to run; name the model it is for, as torchvision:resnet18")
+            raise UsageError(
+                f"{thing}: a checkpoint has no code to run; name the model it is for, as torchvision:resnet18"
+            )
         made = targets.real(thing)
         return made if thing.partition(":")[0] in _LIBRARIES else copied(made, label)
     if not isinstance(thing, torch.nn.Module):

@@ -31,8 +31,8 @@ def try_alignment(
     same.
 
     Tried are twins (slots of equal shapes that names do not tell apart) and square matrices that may be transposed, all
-    together: every combination where they are few, else downhill from the likeliest by the error of the outputs.  What is
-    settled so has the grade `tried`, and `Match.error`; where several assignments give equal outputs, or none does, it
+    together: every combination where they are few, else downhill from the likeliest by the error of the outputs.  What
+    is settled so has the grade `tried`, and `Match.error`; where several assignments give equal outputs, or none does, it
     stays open and the question says so.  `.tried` tells what was done.  Models and `inputs` are those of
     `cs.check_forward`; the source model is that of the checkpoint as it is, before rules that were given.
 
@@ -74,26 +74,33 @@ def _settled(
     agreed = [one for one in search.equal[0] if all(one in other for other in search.equal)]
     loose = [one.opening for one in search.equal[0] if one not in agreed]
     made = _decided(found, agreed)
-    said = _said(search, report, ways)
-    made = replace(made, matches=tuple(_graded(match, report, said) for match in made.matches), tried=said)
-    made = replace(made, notes={rule: note.replace(_ALONE, f"by experiment: {said}") for rule, note in made.notes.items()})
-    return _asked(made, loose, f"{len(search.equal)} of the ways that were tried give equal outputs")
+    same = f"{ways}, and {len(search.equal)} give equal outputs"
+    notes = {rule: note.replace(_ALONE, _words(report.error)) for rule, note in made.notes.items()}
+    matches = tuple(_graded(match, report.error) for match in made.matches)
+    said = same if loose else _said(search, report, ways)
+    return _asked(replace(made, matches=matches, notes=notes, tried=said), loose, same)
 
 
 _ALONE = "by experiment alone"
 
 
 def _said(search: Found, report: ForwardCheck, ways: str) -> str:
-    others = "" if search.next is None else f", and {search.next:.2g} for the next best"
-    near = "" if search.whole else "; not all ways were tried, only those near it"
-    return f"{ways}; the relative error of the outputs is {report.error:.2g} in {report.dtype}{others}{near}"
+    others = "" if search.next is None else f", that of the next best {search.next:.2g}"
+    near = "" if search.whole else "; not all ways were tried, only those on the way to it and near it"
+    return (
+        f"{ways}, and one gives equal outputs: its relative error is {report.error:.2g} in {report.dtype}{others}{near}"
+    )
 
 
-def _graded(match: Match, report: ForwardCheck, said: str) -> Match:
+def _graded(match: Match, error: float) -> Match:
+    """A match that was settled, with the error of the outputs."""
     if match.grade != "tried":
         return match
-    why = tuple(f"by experiment: {said}" if word == _ALONE else word for word in match.why)
-    return replace(match, error=report.error, why=why)
+    return replace(match, error=error, why=tuple(word.replace(_ALONE, _words(error)) for word in match.why))
+
+
+def _words(error: float) -> str:
+    return f"by experiment: this alone gives equal outputs (relative error {error:.2g})"
 
 
 def _asked(made: Alignment, openings: Sequence[Opening], why: str) -> Alignment:
