@@ -27,6 +27,7 @@ class Bench:
     def __init__(self, target: Subject, told: Inputs, reference: Outputs, pieces: Pieces) -> None:
         self.target, self.told, self.reference, self.pieces = target, told, reference, pieces
         self.errors: dict[State, float] = {}
+        self.distances: dict[State, float] = {}
         self._there: set[Piece] = set()
 
     def error(self, state: State) -> float:
@@ -34,11 +35,18 @@ class Bench:
         if state not in self.errors:
             self._put(state)
             try:
-                found = outputs.compared(self.reference, outputs.flat(self.target.run(self.told)))
+                given = outputs.flat(self.target.run(self.told))
+                found = outputs.compared(self.reference, given)
                 self.errors[state] = max(one.error for one in found)
+                self.distances[state] = outputs.distance(self.reference, given)
             except DifferentError:
-                self.errors[state] = float("inf")
+                self.errors[state] = self.distances[state] = float("inf")
         return self.errors[state]
+
+    def distance(self, state: State) -> float:
+        """How far the outputs are off in the mean, which leads downhill better than the largest error."""
+        self.error(state)
+        return self.distances[state]
 
     def _put(self, state: State) -> None:
         """The tensors of an assignment, in the place of those that were there."""

@@ -37,7 +37,7 @@ def _flat(made: Any, path: str) -> Iterator[tuple[str, torch.Tensor]]:
         for name, value in zip(names, made, strict=True):
             yield from _flat(value, f"{path}.{name}".lstrip("."))
     elif is_dataclass(made) and not isinstance(made, type):
-        for name, value in vars(made).items():
+        for name, value in made.__dict__.items():
             yield from _flat(value, f"{path}.{name}".lstrip("."))
 
 
@@ -77,6 +77,15 @@ def compared(source: Outputs, target: Outputs) -> tuple[OutputCheck, ...]:
             "not comparable: every output of the source model is one number everywhere, which tells nothing"
         )
     return tuple(made)
+
+
+def distance(source: Outputs, target: Outputs) -> float:
+    """How far all outputs are from each other, in the mean: smoother than the largest error."""
+    total = 0.0
+    for here, there in paired(source, target):
+        a, b = target[there].double(), source[here].double()
+        total += float((a - b).norm() / b.norm().clamp_min(1e-300))
+    return total
 
 
 def _error(a: torch.Tensor, b: torch.Tensor, name: str) -> float:

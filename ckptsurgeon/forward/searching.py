@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice, permutations, product
+from itertools import chain, islice, permutations, product
 from math import inf, perm, prod
 
 from ckptsurgeon.aligner import Opening, Verdict
 from ckptsurgeon.forward.bench import Bench, Pieces, State, pieces_of
 
-_MOST = 64
+_MOST = 128
 """Assignments up to which all are tried."""
+_MOST_STARTS = 50
 _MOST_RUNS = 512
-"""Runs of the model that a way downhill may take."""
+"""Runs of the model that all ways downhill may take."""
 _NOISE = 1e-2
 """What the rounding of float32 may come to in deep networks: the best is held against float64 afterwards."""
 _APART = 10.0
@@ -68,46 +69,64 @@ def _is_there(one: Verdict, pieces: Pieces) -> bool:
 
 
 def _downhill(openings: Sequence[Opening], pieces: Pieces, bench: Bench, tolerance: float) -> None:
-    """From the assignment in order, and from that with all squares turned, to the best neighbour until none is better;
-    then all neighbours of the best, which shows whether it alone is right."""
-    for turned in (False, True):
-        state = _start(openings, pieces, turned)
-        if state is None:
-            continue
-        error = bench.error(state)
-        while error > tolerance and len(bench.errors) < _MOST_RUNS:
-            near = {one: bench.error(one) for one in islice(_near(state, pieces), _MOST_RUNS)}
-            if not near or min(near.values()) >= error:
-                break
-            state, error = min(near.items(), key=_second)
+    """From one assignment after another to the best neighbour, until none is better; at the end all neighbours of the
+    best, and what two changes in the same blocks make of it, which shows whether it alone is right: of branches side by
+    side, all that belongs to one has to change at once."""
+    for start in _starts(openings, pieces):
+        if _descended(start, pieces, bench) <= tolerance or len(bench.errors) >= _MOST_RUNS:
+            break
     if bench.errors:
-        least = min(bench.errors.items(), key=_second)[0]
-        for one in islice(_near(least, pieces), _MOST_RUNS):
+        least = min(bench.errors, key=bench.errors.__getitem__)
+        for one in islice(chain(_near(least, pieces), _beside(least, pieces)), _MOST_RUNS):
             bench.error(one)
 
 
-def _second(pair: tuple[State, float]) -> float:
-    return pair[1]
+def _descended(state: State, pieces: Pieces, bench: Bench) -> float:
+    """The error at the end of a way downhill."""
+    while len(bench.errors) < _MOST_RUNS:
+        near = min(islice(_near(state, pieces), _MOST_RUNS), key=bench.distance, default=state)
+        if bench.distance(near) >= bench.distance(state):
+            break
+        state = near
+    return bench.error(state)
 
 
-def _start(openings: Sequence[Opening], pieces: Pieces, turned: bool) -> State | None:
-    made = []
-    for one in openings:
-        turns = tuple(min(1, ways - 1) if turned else 0 for ways in one.turns)
-        plain = Verdict(one, tuple(range(len(one.targets))), turns)
-        found = plain if _is_there(plain, pieces) else next(_all(one, pieces), None)
-        if found is None:
-            return None
-        made.append(found)
-    return tuple(made)
+def _starts(openings: Sequence[Opening], pieces: Pieces) -> Iterator[State]:
+    """The assignment in order, that with all squares turned, and others at random, the same every time."""
+    import torch
+
+    chance = torch.Generator().manual_seed(0)
+    for number in range(_MOST_STARTS):
+        made = []
+        for one in openings:
+            count = len(one.sources)
+            places = torch.randperm(count, generator=chance).tolist() if number > 1 else list(range(count))
+            drawn = torch.rand(len(one.turns), generator=chance).tolist()
+            turns = (
+                int(part * ways) if number > 1 else min(number, ways - 1)
+                for part, ways in zip(drawn, one.turns, strict=True)
+            )
+            made.append(Verdict(one, tuple(places[: len(one.targets)]), tuple(turns)))
+        if all(_is_there(one, pieces) for one in made):
+            yield tuple(made)
 
 
-def _near(state: State, pieces: Mapping[tuple[Opening, int, int, int], object]) -> Iterator[State]:
+def _near(state: State, pieces: Pieces) -> Iterator[State]:
     """Assignments that differ in one exchange, one spare source, or one turn."""
     for at, one in enumerate(state):
         for other in _moves(one):
-            if all(piece in pieces for piece in pieces_of((other,))):
+            if _is_there(other, pieces):
                 yield (*state[:at], other, *state[at + 1 :])
+
+
+def _beside(state: State, pieces: Pieces) -> Iterator[State]:
+    """Assignments that differ in two openings of one group."""
+    for near in _near(state, pieces):
+        at = next(at for at, one in enumerate(near) if one != state[at])
+        for after in range(at + 1, len(state)):
+            if state[after].opening.group == state[at].opening.group:
+                for other in _near((near[after],), pieces):
+                    yield (*near[:after], *other, *near[after + 1 :])
 
 
 def _moves(one: Verdict) -> Iterator[Verdict]:

@@ -210,3 +210,6 @@ def _of(module: torch.nn.Module) -> Iterator[Random]:
         spare = {"BatchNorm2d": (16, 16), "BatchNorm3d": (8, 8, 8)}.get(type(module).__name__, ())
         yield Random((_BATCH, module.num_features, *spare))
         yield Random((_BATCH, module.num_features, 16))
+    else:  # a matrix of a module that torch does not know
+        sizes = [size for value in module.parameters(recurse=False) if value.dim() == 2 for size in value.shape]
+        yield from (Random((_BATCH, size)) for size in sizes)

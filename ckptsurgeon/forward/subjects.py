@@ -86,7 +86,7 @@ def copied(module: torch.nn.Module, label: str) -> torch.nn.Module:
 
     memo: dict[int, Any] = {}
     for inner in module.modules():
-        for value in vars(inner).values():  # what old weight norm computes is no leaf, which deepcopy refuses
+        for value in inner.__dict__.values():  # what old weight norm computes is no leaf, which deepcopy refuses
             if isinstance(value, torch.Tensor) and not value.is_leaf:
                 memo[id(value)] = value.detach().clone()
     try:

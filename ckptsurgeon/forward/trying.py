@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ckptsurgeon import aligner
 from ckptsurgeon.aligner import Alignment, Match, Opening, Verdict
+from ckptsurgeon.aligner.reasons import TRIED
 from ckptsurgeon.errors import UsageError
 from ckptsurgeon.forward import inputs as making
 from ckptsurgeon.forward import outputs, searching
@@ -24,6 +25,10 @@ if TYPE_CHECKING:
     from ckptsurgeon.forward.subjects import Model
 
 
+_MOST_TWINS = 12
+"""Slots of one shape up to which they are tried: every one in every place is an alignment each."""
+
+
 def try_alignment(
     found: Alignment, source_model: Model, target_model: Model, inputs: Any = None, *, tolerance: float = TOLERANCE
 ) -> Alignment:
@@ -32,8 +37,8 @@ def try_alignment(
 
     Tried are twins (slots of equal shapes that names do not tell apart) and square matrices that may be transposed, all
     together: every combination where they are few, else downhill from the likeliest by the error of the outputs.  What
-    is settled so has the grade `tried`, and `Match.error`; where several assignments give equal outputs, or none does, it
-    stays open and the question says so.  `.tried` tells what was done.  Models and `inputs` are those of
+    is settled so has the grade `tried`, and `Match.error`; where several assignments give equal outputs, or none does,
+    it stays open and the question says so.  `.tried` tells what was done.  Models and `inputs` are those of
     `cs.check_forward`; the source model is that of the checkpoint as it is, before rules that were given.
 
     Raises UsageError and TargetError as `cs.check_forward` does.
@@ -50,9 +55,10 @@ def try_alignment(
         outputs.compared(reference, outputs.flat(both[1]))
     except DifferentError as error:
         return replace(found, tried=f"nothing was tried: {error}")
-    openings, pieces = _pieces(found)
+    openings, pieces = _pieces(found, [one for one in found.openings if len(one.sources) <= _MOST_TWINS])
     if not openings:
-        return replace(found, tried="nothing was tried: no rule was found for what is open")
+        why = f"more than {_MOST_TWINS} are alike" if not pieces else "no rule was found for what is open"
+        return replace(found, tried=f"nothing was tried: {why}")
     search = searching.best(openings, pieces, Bench(target, told, reference, pieces), tolerance)
     del target
     return _settled(found, search, source, target_model, told, tolerance)
@@ -75,13 +81,10 @@ def _settled(
     loose = [one.opening for one in search.equal[0] if one not in agreed]
     made = _decided(found, agreed)
     same = f"{ways}, and {len(search.equal)} give equal outputs"
-    notes = {rule: note.replace(_ALONE, _words(report.error)) for rule, note in made.notes.items()}
+    notes = {rule: note.replace(TRIED, _words(report.error)) for rule, note in made.notes.items()}
     matches = tuple(_graded(match, report.error) for match in made.matches)
     said = same if loose else _said(search, report, ways)
     return _asked(replace(made, matches=matches, notes=notes, tried=said), loose, same)
-
-
-_ALONE = "by experiment alone"
 
 
 def _said(search: Found, report: ForwardCheck, ways: str) -> str:
@@ -96,7 +99,7 @@ def _graded(match: Match, error: float) -> Match:
     """A match that was settled, with the error of the outputs."""
     if match.grade != "tried":
         return match
-    return replace(match, error=error, why=tuple(word.replace(_ALONE, _words(error)) for word in match.why))
+    return replace(match, error=error, why=tuple(word.replace(TRIED, _words(error)) for word in match.why))
 
 
 def _words(error: float) -> str:
@@ -137,13 +140,14 @@ def _shifted(openings: Sequence[Opening], shift: int, turn: int) -> list[Verdict
     return made
 
 
-def _pieces(found: Alignment) -> tuple[list[Opening], Pieces]:
+def _pieces(found: Alignment, openings: Sequence[Opening]) -> tuple[list[Opening], Pieces]:
     """The tensors of the target for every source that it may take and every way it may lie: as many alignments as there
     are sources do, since all openings change together; and the openings for which all is there."""
     pieces: Pieces = {}
-    for shift in range(max(len(one.sources) for one in found.openings)):
-        for turn in range(max(max(one.turns) for one in found.openings)):
-            verdicts = _shifted(found.openings, shift, turn)
+    shifts = max((len(one.sources) for one in openings), default=0)
+    for shift in range(shifts):
+        for turn in range(max(max(one.turns) for one in openings)):
+            verdicts = _shifted(openings, shift, turn)
             made = _decided(found, verdicts)
             sure = {key for edge in made.edges if edge.grade == "tried" for key in edge.targets}
             result = _planned(made).result
@@ -154,7 +158,7 @@ def _pieces(found: Alignment) -> tuple[list[Opening], Pieces]:
                         continue
                     values = {key: result[key] for key in opening.keys[at] if key in result}
                     pieces.setdefault((opening, at, place, way), values)
-    return [one for one in found.openings if all(_any(pieces, one, at) for at in range(len(one.targets)))], pieces
+    return [one for one in openings if all(_any(pieces, one, at) for at in range(len(one.targets)))], pieces
 
 
 def _any(pieces: Pieces, opening: Opening, at: int) -> bool:

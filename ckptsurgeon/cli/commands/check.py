@@ -61,8 +61,9 @@ def check(
     """Run the model before and the model after a surgery on the same inputs, and compare what they give.
 
     The plan is that of `ckpt remap` with the same options; nothing is written. Inputs are random, made of what the
-    models say of themselves. Exit 0 where every output is equal within the tolerance, exit 1 where it is not, or the plan has
-    problems. That a model takes the checkpoint says nothing of this: two norms that were exchanged have equal shapes.
+    models say of themselves. Exit 0 where every output is equal within the tolerance, exit 1 where it is not, or
+    the plan has problems. That a model takes the checkpoint says nothing of this: two norms that were exchanged have
+    equal shapes.
     """
     from ckptsurgeon import forward, surgery
     from ckptsurgeon.errors import UsageError
