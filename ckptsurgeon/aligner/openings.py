@@ -46,7 +46,8 @@ class Opening:
 
 @dataclass(frozen=True)
 class Verdict:
-    """A decision about an opening: which of its sources each target takes, and which way that lies."""
+    """A decision about an opening: which of its sources each target takes (-1 for none), and which way that
+    lies."""
 
     opening: Opening
     places: tuple[int, ...]
@@ -63,6 +64,9 @@ def settle(groups: Sequence[Group], verdicts: Sequence[Verdict]) -> dict[int, in
         pairs = []
         for pair in out.pairs:
             place = wanted.get(_spot(pair.target))
+            if place is not None and place[0] < 0:
+                out.targets.append(pair.target)
+                continue
             if place is not None:
                 source = sources[opening.sources[place[0]]]
                 found = scores.fitting(source, pair.target)

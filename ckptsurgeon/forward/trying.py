@@ -134,9 +134,9 @@ def _shifted(openings: Sequence[Opening], shift: int, turn: int) -> list[Verdict
     made = []
     for one in openings:
         count = len(one.sources)
-        places = tuple((at + shift) % count for at in range(len(one.targets)))
-        if all(place in fits for place, fits in zip(places, one.fits, strict=True)):
-            made.append(Verdict(one, places, tuple(min(turn, turns - 1) for turns in one.turns)))
+        places = ((at + shift) % count for at in range(len(one.targets)))
+        fitting = tuple(place if place in fits else -1 for place, fits in zip(places, one.fits, strict=True))
+        made.append(Verdict(one, fitting, tuple(min(turn, turns - 1) for turns in one.turns)))
     return made
 
 
