@@ -104,12 +104,12 @@ def _decided(
     group: Group,
     tried: Mapping[int, int],
     by_order: set[int],
-    orders: dict[tuple[int, str], Order],
+    orders: Mapping[int, Mapping[str, Order]],
     open_layouts: set[int],
     target: Side,
     source: Side,
 ) -> Decided:
-    own = {role: order for (identity, role), order in orders.items() if identity == id(pair)}
+    own = orders.get(id(pair), {})
     grade: Grade = "order" if id(pair) in by_order else "certain" if pair.margin >= TELLING else "open"
     if grade == "open" and reasons.same_bytes(pair, source):
         grade = "certain"

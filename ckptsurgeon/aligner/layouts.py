@@ -47,21 +47,21 @@ PARTS = " of the parts"
 _TURNED: Order = (1, 0)
 
 
-def orders(groups: Sequence[Group]) -> tuple[dict[tuple[int, str], Order], list[tuple[Pair, str]]]:
-    """The order of dimensions of every match whose shapes leave it open, by the identity of the match and the role;
+def orders(groups: Sequence[Group]) -> tuple[dict[int, dict[str, Order]], list[tuple[Pair, str]]]:
+    """The order of dimensions of every match whose shapes leave it open, by the identity of the match, then by role;
     and the matches of which nothing tells."""
     votes: dict[object, Counter[Order]] = defaultdict(Counter)
     open_ = list(_counted(groups, votes))
-    decided: dict[tuple[int, str], Order] = {}
+    decided: dict[int, dict[str, Order]] = defaultdict(dict)
     asked: list[tuple[Pair, str]] = []
     for one in open_:
         order = _voted(one, votes)
         if order is None:
             asked.append((one.pair, one.role))
         elif not one.parts:
-            decided[id(one.pair), one.role] = order
+            decided[id(one.pair)][one.role] = order
         elif order != one.orders[0]:
-            decided[id(one.pair), one.role + PARTS] = _TURNED
+            decided[id(one.pair)][one.role + PARTS] = _TURNED
     return decided, asked
 
 
