@@ -66,6 +66,16 @@ def hf_resnet() -> nn.Module:
     return ResNetForImageClassification(ResNetConfig(layer_type="basic", num_labels=7, **sizes))
 
 
+def other_vit() -> nn.Module:
+    """As `neutral_vit`, with other activations: another network of the same names and shapes."""
+    model = neutral_vit()
+    for module in list(model.modules()):
+        for name, inner in list(module._modules.items()):
+            if isinstance(inner, nn.GELU):
+                module._modules[name] = nn.ReLU()
+    return model
+
+
 class Kernels(nn.Module):
     """Square layers, one after the other with a detour each, whose weights are called `kernel` and lie (in, out)."""
 
@@ -132,3 +142,15 @@ def plain() -> nn.Module:
 
 ONE = plain()
 """A module that a spec may name: the same each time."""
+
+
+def broken_vit() -> nn.Module:
+    """A model that can be built and loaded, and not run."""
+    model = neutral_vit()
+
+    class Broken(type(model)):  # type: ignore[misc]
+        def forward(self, x: Tensor) -> Tensor:
+            raise RuntimeError("broken")
+
+    model.__class__ = Broken
+    return model

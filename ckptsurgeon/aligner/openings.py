@@ -79,7 +79,7 @@ def settle(groups: Sequence[Group], verdicts: Sequence[Verdict]) -> dict[int, in
     return made
 
 
-def turn(asked: Asked, decided: Mapping[int, int], orders: dict[tuple[int, str], Order]) -> Asked:
+def turn(asked: Asked, decided: Mapping[int, int], orders: dict[int, dict[str, Order]]) -> Asked:
     """Put the order of dimensions as it was decided; what is still asked."""
     left = []
     for pair, role in asked:
@@ -89,9 +89,9 @@ def turn(asked: Asked, decided: Mapping[int, int], orders: dict[tuple[int, str],
         ways = pair.roles[role][1].orders
         number = min(decided[id(pair)], _ways(pair, role) - 1)
         if len(ways) > 1:
-            orders[id(pair), role] = ways[number]
+            orders.setdefault(id(pair), {})[role] = ways[number]
         elif number:
-            orders[id(pair), role + layouts.PARTS] = (1, 0)
+            orders.setdefault(id(pair), {})[role + layouts.PARTS] = (1, 0)
     return left
 
 

@@ -68,7 +68,7 @@ def _settled(
     found: Alignment, search: Found, source: Subject, target_model: Model, told: Inputs, tolerance: float
 ) -> Alignment:
     """The alignment with what the search found, held against both models as a whole."""
-    ways = f"{search.count:,} {'ways were' if search.count != 1 else 'way was'} tried"
+    ways = f"{search.count:,} {'ways were' if search.count != 1 else 'way was'} tried{_lacking(source)}"
     if not search.equal:
         why = f"{ways}, and none gives equal outputs (the relative error of the best is {search.error:.2g})"
         return _asked(replace(found, tried=why), found.openings, why)
@@ -85,6 +85,14 @@ def _settled(
     matches = tuple(_graded(match, report.error) for match in made.matches)
     said = same if loose else _said(search, report, ways)
     return _asked(replace(made, matches=matches, notes=notes, tried=said), loose, same)
+
+
+def _lacking(source: Subject) -> str:
+    """What the outputs say nothing of."""
+    if not source.kept:
+        return ""
+    more = ", …" if len(source.kept) > 1 else ""
+    return f" ({len(source.kept):,} tensors of the source model are not from the checkpoint: {source.kept[0]}{more})"
 
 
 def _said(search: Found, report: ForwardCheck, ways: str) -> str:
