@@ -106,6 +106,14 @@ class Twins(nn.Module):
         return x
 
 
+def twins() -> nn.Module:
+    return Twins("pear", "plum")
+
+
+def other_twins() -> nn.Module:
+    return Twins("left", "right")
+
+
 class Branches(nn.Module):
     """Two layers side by side: it makes no difference which is which."""
 
