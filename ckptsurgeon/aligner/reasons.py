@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from ckptsurgeon.aligner.finding import Decided
 
 _SHOWN = 4
+TRIED = "by experiment alone"
+_ALONE: Mapping[Grade, str] = {"order": "by the order of definition alone", "tried": TRIED}
 
 
 def names(slot: Slot) -> tuple[str, ...]:
@@ -82,10 +84,10 @@ def evidence(pair: Pair, group: Group, grade: Grade, choice: Choice) -> Iterator
         yield f"norm {a.norm[0] + 1} of {a.norm[1]}"
     elif a.rank and a.rank == b.rank:
         yield f"number {a.rank[0] + 1} of {a.rank[1]}"
-    if choice.orders:
+    if choice.orders and grade != "tried":
         yield "layout as its siblings"
-    if grade == "order":
-        yield "by the order of definition alone"
+    if grade in _ALONE:
+        yield _ALONE[grade]
 
 
 def same_bytes(pair: Pair, source: Side) -> bool:
