@@ -157,7 +157,8 @@ def _layout(made: Decided, target: Side) -> None:
     if heads is None:
         made.grade, made.asked = "open", reasons.by_heads(made.pair, made.group)
         return
-    made.choice = Choice(own, heads, told.here or "blocks", told.there or "blocks")
+    apart = made.pair.target.parts or made.pair.source.parts
+    made.choice = Choice(own, layouts.of_parts(heads, apart), told.here or "blocks", told.there or "blocks")
 
 
 def _open_edges(one: Decided) -> Iterator[Edge]:

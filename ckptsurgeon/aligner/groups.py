@@ -52,9 +52,31 @@ def groups(source: Side, target: Side, allowed: Allowed | None = None) -> list[G
         if found is None:
             break
         made += [_blocks(left, one, source, doubt, rivals, allowed) for one, doubt, rivals in found]
-    outcomes = _solved([("", left.sources)], [("", left.targets)], left.votes, allowed)
-    made += [Group("outside of blocks", (("", ""),), *one) for one in outcomes]
-    return made
+    return [*made, _outside(left, made, allowed)]
+
+
+def _outside(left: _Left, made: Sequence[Group], allowed: Allowed | None) -> Group:
+    """The group of all that is in no block, and of what blocks have left: one library keeps in a block what the other
+    numbers outside of them (`norm1`, the last norm of a stage)."""
+    sure = [group for group in made if not group.doubt]
+    over = [[unit for group in sure for slot in _over(group, side) for unit in slot.every()] for side in (0, 1)]
+    ours = [*left.sources, *(over[0] if left.targets else ())]
+    others = [*left.targets, *(over[1] if left.sources else ())]
+    outcome, computed = _solved([("", ours)], [("", others)], left.votes, allowed)
+    used = {id(unit) for pair in outcome.pairs for slot in (pair.source, pair.target) for unit in slot.every()}
+    for group in sure:
+        for side in (0, 1):
+            _over(group, side)[:] = [
+                one for one in _over(group, side) if not all(id(unit) in used for unit in one.every())
+            ]
+    kept = {id(unit) for unit in (*left.sources, *left.targets)}
+    for some in (outcome.sources, outcome.targets):
+        some[:] = [slot for slot in some if any(id(unit) in kept for unit in slot.every())]
+    return Group("outside of blocks", (("", ""),), outcome, computed)
+
+
+def _over(group: Group, side: int) -> list[Slot]:
+    return group.outcome.targets if side else group.outcome.sources
 
 
 def _next(left: _Left, allowed: Allowed | None) -> list[tuple[Meeting, str, tuple[str, ...]]] | None:
@@ -94,7 +116,7 @@ def _next(left: _Left, allowed: Allowed | None) -> list[tuple[Meeting, str, tupl
 def _is_strange(one: Meeting, votes: Votes) -> bool:
     """Whether the names of two runs both say something, and nothing of it is the same."""
     a, b = one.source.pattern, one.target.pattern
-    known, wanted = set(vocabulary.words(a)), set(vocabulary.words(b))
+    known, wanted = (set(vocabulary.words(runs.way(run))) for run in (one.source, one.target))
     return bool(known) and bool(wanted) and not known & wanted and not votes.bonus(a, b)
 
 
@@ -130,10 +152,13 @@ def _blocks(
     left.votes.add(one.source.pattern + ".", one.target.pattern + ".", sum(len(block.units) for block in others))
     if not doubt and source.in_order and one.source.is_shuffled and len(set(one.source.sizes)) < len(ours):
         doubt = "the file has the blocks in another order than that of their numbers"
-    outcomes = _solved(
-        [(block.path, block.units) for block in ours], [(block.path, block.units) for block in others], Votes(), allowed
+    outcome, computed = _solved(
+        [(block.path, block.units) for block in ours],
+        [(block.path, block.units) for block in others],
+        Votes(),
+        allowed,
+        (vocabulary.words(one.source.pattern), vocabulary.words(one.target.pattern)),
     )
-    outcome, computed = outcomes[0]
     met = [{pair[side] for pair in one.pairs} for side in (0, 1)]
     spare = tuple(
         tuple(block.path for at, block in enumerate(run.blocks) if at not in met[side])
@@ -145,13 +170,16 @@ def _blocks(
 
 
 Blocks = Sequence[tuple[str, Sequence[Unit]]]
+Ways = tuple[tuple[str, ...], tuple[str, ...]]
 
 
-def _solved(ours: Blocks, others: Blocks, votes: Votes, allowed: Allowed | None) -> list[tuple[Outcome, Outcome]]:
+def _solved(
+    ours: Blocks, others: Blocks, votes: Votes, allowed: Allowed | None, ways: Ways = ((), ())
+) -> tuple[Outcome, Outcome]:
     """What goes together in blocks; where one assignment for all of them leaves something, each kind of block by
     itself."""
     a, b = slots.slots(ours), slots.slots(others)
-    outcome = matching.match(slots.joined(a, b), slots.joined(b, a), votes, allowed)
+    outcome = matching.match(*_worded(slots.joined(a, b), slots.joined(b, a), ways), votes, allowed)
     if outcome.targets and len(ours) > 1:
         kinds = _kinds(ours, others)
         if len(kinds) > 1:
@@ -159,7 +187,7 @@ def _solved(ours: Blocks, others: Blocks, votes: Votes, allowed: Allowed | None)
             for numbers in kinds:
                 some = [_only(side, set(numbers)) for side in (ours, others)]
                 a, b = (_numbered(slots.slots(one), numbers) for one in some)
-                parts.append(matching.match(slots.joined(a, b), slots.joined(b, a), votes, allowed))
+                parts.append(matching.match(*_worded(slots.joined(a, b), slots.joined(b, a), ways), votes, allowed))
             together = Outcome(
                 [one for part in parts for one in part.pairs],
                 [one for part in parts for one in part.sources],
@@ -167,7 +195,18 @@ def _solved(ours: Blocks, others: Blocks, votes: Votes, allowed: Allowed | None)
             )
             if _found(together) > _found(outcome):
                 outcome = together
-    return [(outcome, _computed(ours, others, outcome))]
+    return outcome, _computed(ours, others, outcome)
+
+
+def _worded(ours: list[Slot], others: list[Slot], ways: Ways) -> tuple[list[Slot], list[Slot]]:
+    """Slots with those words of the names of their blocks that the other side says inside of the blocks: `norm` of
+    `patch_embed1` is the `patch_embeddings.norm` of `stages.0`."""
+    said = [{word for slot in some for word in slot.words} for some in (ours, others)]
+    for some, own, other, inside in ((ours, *ways, said[1]), (others, *ways[::-1], said[0])):
+        over = [word for word in dict.fromkeys(own) if word not in other and word in inside]
+        for slot in some if over else ():
+            slot.words = (*slot.words, *(word for word in over if word not in slot.words))
+    return ours, others
 
 
 def _found(outcome: Outcome) -> int:

@@ -218,6 +218,18 @@ def _leaves(slot: Slot) -> Iterator[Slot]:
         yield slot
 
 
+def of_parts(heads: Heads, parts: Sequence[Slot]) -> Heads:
+    """The heads, with as many of keys as their rows say where they are apart: a model may say one thing of its keys and
+    mean another (Falcon's, which all queries share)."""
+    if len(parts) != 3 or any(part.parts for part in parts):
+        return heads
+    rows = [next(iter(part.shapes.values()))[0][0] for part in parts]
+    size, rest = divmod(rows[0], heads.queries)
+    if rest or not size or rows[1] % size or rows[1] != rows[2]:
+        return heads
+    return Heads(heads.queries, rows[1] // size)
+
+
 def heads(facts: Mapping[str, int]) -> Heads | None:
     """What a model says of its heads."""
     queries = facts.get("heads")

@@ -20,13 +20,14 @@ _FUSED = {
 
 `qkv` (timm, Swin, DINOv2), `in_proj` (torch.nn.MultiheadAttention), `c_attn` (GPT-2), `Wqkv` (MPT), `qkv_proj` (vLLM,
 Phi-3) are all queries, all keys, all values; `query_key_value` (Megatron, GPT-NeoX, BLOOM, Falcon) is so by head."""
-_GATED = ("gate_up_proj", "gate_up", "w13", "gate_and_up", "wi_fused")
+_GATED = ("gate_up_proj", "gate_up", "w13", "gate_and_up", "wi_fused", "w12")
 _HEADS = said("""
     fc head classifier classification_head score lm_head output output_projection embed_out logits last_linear
-    cls_classifier output_layer""")
+    cls_classifier output_layer logits_dense""")
+_VOCABULARIES = said("lm_head output_projection embed_out logits logits_dense")
 _TOKENS = said("""
     embed_tokens wte word_embeddings tok_embeddings token_embedding token_embeddings embed_in shared word_embedding
-    tok_emb tok_embed embed_token""")
+    tok_emb tok_embed embed_token token_embedder""")
 _POSITIONS = said("""
     wpe position_embeddings embed_positions pos_embed pos_embedding positional_embedding position_embedding pos_emb
     position_embed positions""")
@@ -58,9 +59,9 @@ def meaning(path: str, beside: Collection[str], is_norm: bool) -> Meaning:
     if projection:
         return Meaning(projection + _which(inner, before))
     for names, what in ((_TOKENS, "token embedding"), (_POSITIONS, "positions")):
-        if last in names:
+        if last in names or (last == "embedding" and named[-2:-1] and named[-2] in names):
             return Meaning(what)
-    if last in _HEADS and len(named) <= 2 and inner <= {"head", "cls"}:
+    if (last in _HEADS and len(named) <= 2 and inner <= {"head", "cls"}) or last in _VOCABULARIES:
         return Meaning("head")
     return Meaning(_of_mlp(last, before, inner, beside))
 
@@ -95,6 +96,8 @@ def _which(inner: Iterable[str], before: str) -> str:
 
 def _of_mlp(last: str, before: str, inner: set[str], beside: Collection[str]) -> str:
     gated = "w3" in beside
+    if last == "w3" and "w12" in beside:
+        return "mlp down"
     if last in ("w1", "w2", "w3"):
         return {"w1": "gate" if gated else "mlp up", "w2": "mlp down", "w3": "mlp up"}[last]
     if last in ("wi_0", _GATE):

@@ -82,8 +82,8 @@ def evidence(pair: Pair, group: Group, grade: Grade, choice: Choice) -> Iterator
         yield f"both say {', '.join(shared)}"
     if a.norm and a.norm == b.norm:
         yield f"norm {a.norm[0] + 1} of {a.norm[1]}"
-    elif a.rank and a.rank == b.rank:
-        yield f"number {a.rank[0] + 1} of {a.rank[1]}"
+    elif shared_ranks := sorted(a.ranks & b.ranks):
+        yield f"number {shared_ranks[0][0] + 1} of {shared_ranks[0][1]}"
     if choice.orders and grade != "tried":
         yield "layout as its siblings"
     if grade in _ALONE:
@@ -131,7 +131,7 @@ def is_weak(pair: Pair, group: Group) -> bool:
     if group.meeting is not None or pair.points >= MATCH + TELLING / 2:
         return False
     a, b = (vocabulary.PURPOSES & set(slot.words) for slot in (pair.source, pair.target))
-    if a and b:
+    if a and b and not a & b:
         return True
     if any(len(relations.bare(shape)) > 2 for shapes in pair.target.shapes.values() for shape in shapes):
         return False

@@ -89,6 +89,17 @@ def pattern(path: str) -> str:
     return _NUMBER.sub("{}", path)
 
 
+def way(run: Run) -> str:
+    """The names of a run and of what all that is in it lies below: `stages.{}.downsampling_layer`."""
+    paths = [unit.path[len(block.path) + 1 :].split(".")[:-1] for block in run.blocks for unit in block.units]
+    shared = []
+    for segments in zip(*paths, strict=False):
+        if len(set(segments)) > 1:
+            break
+        shared.append(segments[0])
+    return ".".join((run.pattern, *shared))
+
+
 def runs(units: Iterable[Unit]) -> list[Run]:
     """All runs of two and more blocks, of which some hold more than one unit."""
     found: dict[str, dict[str, Block]] = {}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from math import log
 from typing import TYPE_CHECKING
 
@@ -80,7 +80,7 @@ def matrix(sources: Sequence[Slot], targets: Sequence[Slot], told: Mapping[str, 
     counts = [[norm and norm[1] for norm in side] for side in norms]
     same_count = _equal(*counts)
     made += OTHER_NORM * same_count + (NORM - OTHER_NORM) * _equal(*norms)
-    made += RANK * (1 - same_count) * _equal(*([slot.rank for slot in side] for side in (sources, targets)))
+    made += RANK * (1 - same_count) * _meeting([slot.ranks for slot in sources], [slot.ranks for slot in targets])
     for j, target in enumerate(targets):
         if target.units and target.units[0].kind:
             made[:, j] += [KIND * _other_kind(source, target) for source in sources]
@@ -108,6 +108,16 @@ def _both(ours: Sequence[Hashable], others: Sequence[Hashable]) -> Matrix:
     """1 where two values are there."""
     a, b = _codes(ours, others)
     made: Matrix = ((a >= 0)[:, None] & (b >= 0)[None, :]).astype(float)
+    return made
+
+
+def _meeting(ours: Sequence[Collection[Hashable]], others: Sequence[Collection[Hashable]]) -> Matrix:
+    """1 where two sets have something in common."""
+    import numpy as np
+
+    shared = sorted({one for some in ours for one in some} & {one for some in others for one in some}, key=repr)
+    tables = [np.array([[one in some for one in shared] for some in side], dtype=float) for side in (ours, others)]
+    made: Matrix = np.minimum(tables[0] @ tables[1].T, 1.0) if shared else np.zeros((len(ours), len(others)))
     return made
 
 

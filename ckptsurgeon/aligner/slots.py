@@ -10,6 +10,8 @@ import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from math import prod
 from typing import Literal
 
 from ckptsurgeon.aligner import vocabulary
@@ -44,8 +46,8 @@ class Slot:
     how: Literal["", "concat", "stack"] = ""
     means: Meaning = _NONE
     words: tuple[str, ...] = ()
-    rank: tuple[int, int] | None = None
-    """The place among the units that differ from it in numbers alone, and how many they are."""
+    ranks: frozenset[tuple[int, int]] = frozenset()
+    """The places among the units that differ from it in one number or in all of them, and how many they are."""
     norm: tuple[int, int] | None = None
 
     @property
@@ -104,12 +106,41 @@ def described(made: list[Slot]) -> list[Slot]:
         slot.means = meaning(slot.path, siblings[slot.path.rpartition(".")[0]], norm) if slot.path else Meaning()
         slot.words = vocabulary.words(slot.path)
     numbered = [slot for slot in made if _NUMBER.search(slot.path)]
+    for slot in made:
+        slot.ranks = frozenset()
     for slot, rank in _ranked(numbered, lambda slot: pattern(slot.path), _numbers):
-        slot.rank = rank
+        slot.ranks |= {rank}
+    for place in range(max((len(_numbers(slot)) for slot in numbered), default=0)):
+        several = [slot for slot in numbered if len(_numbers(slot)) > max(place, 1)]
+        for slot, rank in _ranked(several, partial(_all_but, place), _numbers):
+            slot.ranks |= {rank}
+    _complete(made)
     norms = [slot for slot in made if slot.means.order is not None]
     for slot, rank in _ranked(norms, lambda slot: tuple(slot.shapes.values()), lambda slot: (slot.means.order or 0,)):
         slot.norm = rank
     return made
+
+
+def _complete(made: list[Slot]) -> None:
+    """The order of the one norm of a block whose name is `norm` and nothing else, told by the only other one: `ln` beside
+    `attention.ln` is that of the MLP, `layer_norm` beside `final_layer_norm` that of attention."""
+    families: dict[object, list[Slot]] = defaultdict(list)
+    for slot in made:
+        if _is_norm(slot):
+            families[tuple(slot.shapes.values())].append(slot)
+    for family in families.values():
+        bare = [
+            slot for slot in family if slot.means.order is None and set(slot.words) == {"norm"} and not _numbers(slot)
+        ]
+        others = [slot.means.order for slot in family if slot.means.order is not None]
+        if len(family) == 2 and len(bare) == 1 and others and others[0] in (10, 30):
+            bare[0].means = Meaning(bare[0].means.what, 40 - others[0])
+
+
+def _all_but(place: int, slot: Slot) -> object:
+    """The path without one of its numbers."""
+    numbers = _numbers(slot)
+    return pattern(slot.path), numbers[:place], numbers[place + 1 :]
 
 
 def _numbers(slot: Slot) -> tuple[int, ...]:
@@ -156,14 +187,21 @@ def _concatenated(ours: list[Slot], others: list[Slot]) -> list[Slot]:
                 continue
             if any(other + across in have for other in ("qkv", "qkv by heads")) and "kv" in what:
                 continue
+            sizes = [_size(slot) for slot in others if slot.means.what == what + across]
             for parts in _sets(
                 made, [name + (across if name != "mlp up" and name != "gate" else "") for name in names]
             ):
                 whole, alone = _merged(parts, what, across)
-                if whole.shapes:
+                if whole.shapes and _size(whole) in sizes:
                     made = [slot for slot in made if slot not in parts]
                     made += [whole, *alone]
     return made
+
+
+def _size(slot: Slot) -> tuple[int, ...]:
+    """The elements of the main tensor in each block."""
+    role = "weight" if "weight" in slot.shapes else next(iter(slot.shapes))
+    return tuple(map(prod, slot.shapes[role]))
 
 
 def _sets(made: list[Slot], names: Sequence[str]) -> Iterator[tuple[Slot, ...]]:

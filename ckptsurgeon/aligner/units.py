@@ -185,11 +185,15 @@ def untied(source: Side, target: Side) -> tuple[Side, Side]:
 def _without(one: Side, other: Side) -> Side:
     """One side without the names that it has more of than the other, where they are the same tensor."""
     aliases: set[str] = set()
-    there = [leaf.shape for leaf in other.leaves]
-    here = [leaf.shape for leaf in one.leaves]
-    shapes = {leaf.key: leaf.shape for leaf in one.leaves}
+    there = [sorted(leaf.shape) for leaf in other.leaves]  # it may lie the other way round there
+    named = {leaf.key for leaf in other.leaves}
+    here = [sorted(leaf.shape) for leaf in one.leaves]
+    shapes = {leaf.key: sorted(leaf.shape) for leaf in one.leaves}
     for group in one.ties:
-        known = sorted((key for key in group if key in shapes), key=is_head)
+        known = sorted((key for key in group if key in shapes), key=lambda key: (key not in named, is_head(key)))
+        heads = [key for key in known if is_head(key)]
+        if heads and any(is_head(leaf.key) and sorted(leaf.shape) == shapes[known[0]] for leaf in other.leaves):
+            known = list(dict.fromkeys((known[0], heads[0], *known)))  # an embedding and a head, before other names
         if len(known) > 1:
             over = here.count(shapes[known[0]]) - there.count(shapes[known[0]])
             aliases.update(known[len(known) - min(max(over, 0), len(known) - 1) :])

@@ -14,6 +14,10 @@ _WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
 _HASHED = re.compile(r"[a-z]?_?(?=[0-9a-f]*\d)(?=[0-9a-f]*[a-f])[0-9a-f]{6,}$|[a-z]?_?\d{6,}$")
 
 
+_AFTER = re.compile(r"(?<![a-z])(?:post|after)_(?:self_)?(?:attention|attn)(?![a-z])", re.IGNORECASE)
+"""What comes after attention is no part of it: `post_attention_layernorm` is the norm before the MLP."""
+
+
 def said(text: str) -> frozenset[str]:
     """The words of a text."""
     return frozenset(text.split())
@@ -40,12 +44,12 @@ _SYNONYMS = {
     "dist": "dist distillation distilled",
     "down": "downsample downsampling shortcut skip",
     "scale": "gamma gammas scale layerscale ls lambda",
-    "head": "head heads classifier classif logits",
+    "head": "head heads classifier classif logits pred",
     "vision": "vision visual image img",
     "text": "text textual language",
     "enc": "encoder enc",
     "dec": "decoder dec",
-    "rel": "rel relative",
+    "rel": "rel relative relpos",
     "bias": "bias",
     "patch": "patch patches",
     "reduce": "reduce reduction squeeze",
@@ -59,7 +63,7 @@ _SYNONYMS = {
 _STOP = """
     model module net network layer layers block blocks h stage stages body backbone base self sub sublayer weight
     weights parameter param parameters parametrizations original original0 original1 list features feature transformer
-    trunk main seq w b p the of orig mod wrapped fsdp checkpoint forward lang unit units res
+    trunk main seq resblock resblocks w b p the of orig mod wrapped fsdp checkpoint forward lang unit units res
 """
 _MEANS = {word: name for name, words in _SYNONYMS.items() for word in words.split()}
 _STOPPED = said(_STOP)
@@ -88,7 +92,7 @@ def words(path: str) -> tuple[str, ...]:
     (('enc', 'attn', 'q', 'proj'), ('attn', 'qkv'))
     """
     made = []
-    for word in _WORD.findall(path):
+    for word in _WORD.findall(_AFTER.sub("post", path)):
         lower = word.lower()
         if lower in _STOPPED or lower.isdigit():
             continue
