@@ -86,7 +86,8 @@ def leftovers() -> list[str]:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Property tests run the same lines hundreds of times: to watch each of them would double their time, and the
-    examples beside them show the same branches."""
+    examples beside them show the same branches. Tests that go through every step of a thing, or through very large
+    ones, carry the mark themselves."""
     for item in items:
         if getattr(getattr(item, "obj", None), "is_hypothesis_test", False):
             item.add_marker(pytest.mark.no_cover)

@@ -320,6 +320,7 @@ def test_a_call_that_fails_leaves_the_old_files_or_the_new_ones(world: World, ho
     assert failed > 3
 
 
+@pytest.mark.no_cover
 @ALL
 @pytest.mark.parametrize("how", ["dead", "torn"])
 def test_where_the_disk_is_gone_readers_see_the_old_or_the_new(world: World, how: str) -> None:
@@ -334,6 +335,7 @@ def test_where_the_disk_is_gone_readers_see_the_old_or_the_new(world: World, how
 KILLED = ("over a zip", "spooled", "shards in a new folder", "over shards of the same names", "in place, cut off")
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize("case", KILLED)
 def test_a_process_that_is_killed_leaves_the_old_or_the_new(world: World) -> None:
     """In front of every call, by a signal that nothing can catch."""
@@ -348,6 +350,7 @@ def test_a_process_that_is_killed_leaves_the_old_or_the_new(world: World) -> Non
             assert tree() == world.new
 
 
+@pytest.mark.no_cover
 @ALL
 @pytest.mark.parametrize("how", ["stop", "stopped"])
 def test_a_command_that_is_stopped_tidies_up(world: World, how: str) -> None:

@@ -95,6 +95,7 @@ def looked() -> str:
     return f"{len(lines)} lines"
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize("case", findings.CASES, ids=lambda case: case.__name__)
 def test_a_finding_is_told_at_once(case: Callable[[Path], None]) -> None:
     """The journal is nothing that a reader opens: the next test is about it."""

@@ -102,6 +102,7 @@ def test_killed_before_each_step_it_is_the_old_or_the_new_checkpoint(case: str, 
     assert same(truth(path), new)
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize("case", CASES)
 def test_a_repair_that_is_killed_can_be_repaired(case: str) -> None:
     make, path, rules, new = CASES[case]
@@ -141,6 +142,7 @@ def in_a_child(do: Callable[[], Any]) -> int:
     return pid
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize("case", ["a drop at both ends", "shards"])
 def test_killed_at_random_moments_it_is_the_old_or_the_new_checkpoint(case: str) -> None:
     make, path, rules, new = CASES[case]
