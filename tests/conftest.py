@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "fixtures" / "make"), str(ROOT / "fixtures")]
 
-from ckptsurgeon.cli.app import build  # noqa: E402
+from ckptsurgeon.cli.app import COMMANDS, build  # noqa: E402
 
 settings.register_profile("shared machines", deadline=None)
 settings.load_profile("shared machines")
@@ -58,10 +58,12 @@ def _syncing_takes_no_time(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def ckpt() -> Any:
-    """Run a command in this process; anything but our own errors comes through as it is."""
+    """Run a command in this process, of an application with that command alone, as `main` builds it; anything but our
+    own errors comes through as it is."""
 
     def run(*words: object) -> Ran:
-        result = CliRunner().invoke(build(), [str(word) for word in words])
+        commands = [word for word in COMMANDS if word in words[:1]]
+        result = CliRunner().invoke(build(commands or COMMANDS), [str(word) for word in words])
         if result.exception is not None and not isinstance(result.exception, SystemExit):
             raise result.exception
         return Ran(result.exit_code, result.stdout, result.stderr)
