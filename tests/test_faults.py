@@ -287,12 +287,6 @@ def difference(now: Tree, old: Tree, new: Tree) -> str:
     return "\n".join(lines)
 
 
-@pytest.fixture(autouse=True)
-def _syncing_takes_no_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A killed process loses nothing that it wrote; the disk would only slow thousands of them down."""
-    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
-
-
 @pytest.fixture
 def world(case: str) -> World:
     return World(CASES[case])

@@ -21,13 +21,6 @@ from safetensors.torch import load_file
 
 import ckptsurgeon as cs
 
-
-@pytest.fixture(autouse=True)
-def _syncing_takes_no_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A killed process loses nothing that it wrote; the disk would only slow a thousand kills down."""
-    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
-
-
 CASES: dict[str, tuple[Callable[[], None], str, list[str], State]] = {
     "a rename": (one_file, FILE, ["strip module."], left("abcdef")),
     "a drop at the end": (one_file, FILE, ["strip module.", "drop [ef]"], left("abcd")),
