@@ -344,7 +344,6 @@ def test_a_process_that_is_killed_leaves_the_old_or_the_new(world: World) -> Non
             assert tree() == world.new
 
 
-@pytest.mark.no_cover
 @ALL
 @pytest.mark.parametrize("how", ["stop", "stopped"])
 def test_a_command_that_is_stopped_tidies_up(world: World, how: str) -> None:
