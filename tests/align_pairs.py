@@ -92,7 +92,7 @@ def joining(name: str, *parts: str, by: Callable[..., Tensor] | None = None) -> 
     def write(found: State) -> State:
         made: State = {}
         for key, value in found.items():
-            *before, module, leaf = key.split(".")
+            *before, module, leaf = ["", *key.split(".")] if "." not in key else key.split(".")
             if module not in parts:
                 made[key] = value
                 continue

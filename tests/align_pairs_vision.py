@@ -315,6 +315,27 @@ def hf_regnet() -> nn.Module:
     return T.RegNetForImageClassification(T.RegNetConfig(**size, layer_type="y", num_labels=7))
 
 
+REGNET_BLOCK = (r"^trunk_output\.block(\d)\.block\d-(\d)\.", lambda m: f"regnet.encoder.stages.{int(m[1]) - 1}.layers.{m[2]}.")
+HF_REGNET = renaming(
+    (r"^stem\.0", "regnet.embedder.embedder.convolution"), (r"^stem\.1", "regnet.embedder.embedder.normalization"),
+    (r"\.proj\.0", ".shortcut.convolution"), (r"\.proj\.1", ".shortcut.normalization"),
+    (r"\.f\.se\.fc1", ".layer.2.attention.0"), (r"\.f\.se\.fc2", ".layer.2.attention.2"),
+    (r"\.f\.(a|b|c)\.0", lambda m: f".layer.{'ab.c'.index(m[1])}.convolution"),
+    (r"\.f\.(a|b|c)\.1", lambda m: f".layer.{'ab.c'.index(m[1])}.normalization"),
+    REGNET_BLOCK, (r"^fc", "classifier.1"),
+)  # fmt: skip
+TIMM_REGNET = steps(
+    renaming(
+        (r"^stem\.0", "stem.conv"), (r"^stem\.1", "stem.bn"), (r"\.proj\.0", ".downsample.conv"),
+        (r"\.proj\.1", ".downsample.bn"), (r"\.f\.se\.", ".se."),
+        (r"\.f\.(a|b|c)\.0", lambda m: f".conv{'abc'.index(m[1]) + 1}.conv"),
+        (r"\.f\.(a|b|c)\.1", lambda m: f".conv{'abc'.index(m[1]) + 1}.bn"),
+        (r"^trunk_output\.block(\d)\.block\d-(\d)\.", lambda m: f"s{m[1]}.b{int(m[2]) + 1}."), (r"^fc", "head.fc"),
+    ),
+    ordered("conv1", "conv2", "se", "conv3", "downsample"),
+)  # fmt: skip
+
+
 def inception() -> nn.Module:
     return tv.inception_v3(weights=None, aux_logits=False, num_classes=7, init_weights=False)
 
@@ -402,15 +423,14 @@ PAIRS = [
     Pair("resnet: mmpretrain", resnet, MMDET),
     Pair("resnet: timm", resnet, lambda found: found, timm_resnet, image()),
     Pair("fpn: mmdetection", retina, MM_FPN),
-    called("densenet: timm", lambda: tv.DenseNet(8, (2, 3, 2), 16, num_classes=7),
-           lambda: timm.models.densenet.DenseNet(8, (2, 3, 2), num_init_features=16, num_classes=7)),
-    called("regnet: timm", lambda: tv.regnet_y_400mf(num_classes=7), lambda: timm.create_model("regnety_004_tv", num_classes=7)
-           if "regnety_004_tv" in timm.list_models() else timm.create_model("regnety_004", num_classes=7)),
-    called("regnet: transformers", regnet, hf_regnet, 64, logits),
+    called("densenet: timm", lambda: tv.DenseNet(8, (2, 3, 2), 64, num_classes=7),
+           lambda: timm.models.densenet.DenseNet(8, (2, 3, 2), num_classes=7)),
+    Pair("regnet: transformers", regnet, HF_REGNET, hf_regnet, image(64), (lambda m, x: m(x), logits)),
+    Pair("regnet: timm", regnet, TIMM_REGNET),
     called("mobilenet v3: timm", lambda: tv.mobilenet_v3_small(num_classes=7),
-           lambda: timm.create_model("mobilenetv3_small_100", num_classes=7)),
+           lambda: timm.create_model("mobilenetv3_small_100", num_classes=7, bn_eps=1e-3)),
     called("efficientnet v2: timm", lambda: tv.efficientnet_v2_s(num_classes=7),
-           lambda: timm.create_model("tf_efficientnetv2_s", num_classes=7)),
+           lambda: timm.create_model("efficientnetv2_s", num_classes=7, bn_eps=1e-3)),
     called("inception: timm", inception, lambda: timm.create_model("inception_v3", num_classes=7), 96),
     Pair("vae: old diffusers", Encoder, old_vae),
     Pair("vae: CompVis", Encoder, COMPVIS_VAE),

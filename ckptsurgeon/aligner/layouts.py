@@ -15,10 +15,12 @@ from ckptsurgeon.aligner.groups import Group
 from ckptsurgeon.aligner.matching import Pair
 from ckptsurgeon.aligner.relations import Order
 from ckptsurgeon.aligner.slots import Slot
+from ckptsurgeon.aligner.units import OWN
 
 _TRANSPOSED = ("Conv1D",)
 """Modules whose weight is (in, out): transformers' Conv1D of GPT-2."""
 _EMBEDDINGS = frozenset(("embed", "pos", "token", "type", "table", "cls", "dist", "reg"))
+_UNSAID = ("wqkv", "query_key_value")
 _META = frozenset(("w1", "w2", "w3"))
 
 
@@ -77,7 +79,7 @@ def _counted(groups: Sequence[Group], votes: dict[object, Counter[Order]]) -> It
             elif _has_square_parts(pair, role):
                 yield Open(group, pair, role, True, (first, first[::-1]))
             else:
-                for scope in _scopes(group, pair, len(first)):
+                for scope in _scopes(group, pair, role, len(first)):
                     votes[scope][first] += 1
 
 
@@ -86,20 +88,21 @@ def _voted(one: Open, votes: Mapping[object, Counter[Order]]) -> Order | None:
     usual."""
     length = len(one.orders[0])
     plain = tuple(range(length))
-    for scope in _scopes(one.group, one.pair, length):
+    for scope in _scopes(one.group, one.pair, one.role, length):
         said = votes.get(scope)
         if said:
             order = next(iter(said))
             fine = len(said) == 1 and order in one.orders and (order == plain or _is_near(scope))
             return order if fine else None
-    if not one.parts and one.orders[0] != plain:
+    if (not one.parts and one.orders[0] != plain) or _is_bare(one.pair, one.role, length):
         return None
     return None if _may_be_transposed(one.pair, length) else one.orders[0]
 
 
 def _is_near(scope: object) -> bool:
-    """Whether the siblings are in the same blocks: elsewhere a library may lie the other way round."""
-    return isinstance(scope, tuple) and scope[0] == "block"
+    """Whether the siblings are in the same blocks, or such as lie one way in a whole library: elsewhere it may lie the
+    other way round."""
+    return isinstance(scope, tuple) and scope[0] != "model"
 
 
 def _has_square_parts(pair: Pair, role: str) -> bool:
@@ -112,13 +115,33 @@ def _has_square_parts(pair: Pair, role: str) -> bool:
     return all(len(shape) == 2 and shape[0] == shape[1] for shape in own)
 
 
-def _scopes(group: Group, pair: Pair, length: int) -> Iterator[object]:
+def _is_bare(pair: Pair, role: str, length: int) -> bool:
+    """Whether one side has a parameter of a module's own where the other has a linear layer: what is multiplied from
+    the right (`x @ self.text_projection` of CLIP) lies the other way round."""
+    return length == 2 and {role, pair.roles[role][0]} == {OWN, "weight"}
+
+
+def _is_kernel(pair: Pair) -> bool:
+    """Whether one side alone has kernels, which have inputs first in a whole file."""
+    ends = [
+        {leaf.key.replace("/", ".").rpartition(".")[2] for leaf in next(slot.every()).leaves.values()}
+        for slot in (pair.source, pair.target)
+    ]
+    return ("kernel" in ends[0]) != ("kernel" in ends[1])
+
+
+def _scopes(group: Group, pair: Pair, role: str, length: int) -> Iterator[object]:
     """Where the siblings are, the nearest first: the same kind of module in the block, the block, the model."""
+    if _is_bare(pair, role, length):
+        yield "bare", length
+        return
     module = pair.target.module_name
     if group.meeting is not None:
         yield "block", id(group), module, length
     if group.meeting is not None and module not in _TRANSPOSED:
         yield "block", id(group), length
+    if _is_kernel(pair):
+        yield "kernel", length
     yield "model", module, length
     if module not in _TRANSPOSED:
         yield "model", length
@@ -137,7 +160,9 @@ def _is_embedding(pair: Pair) -> bool:
 
 def _may_be_transposed(pair: Pair, length: int) -> bool:
     """Whether a module is of a kind that lies the other way round in one of the two libraries."""
-    keys = [leaf.key.rpartition(".")[2] for unit in pair.source.every() for leaf in unit.leaves.values()]
+    keys = [
+        leaf.key.replace("/", ".").rpartition(".")[2] for unit in pair.source.every() for leaf in unit.leaves.values()
+    ]
     return "kernel" in keys or (length == 2 and pair.target.module_name in _TRANSPOSED)
 
 
@@ -185,9 +210,10 @@ def layout(pair: Pair, group: Group) -> Layout:
 
 
 def _is_unsaid(pair: Pair) -> bool:
-    """`wqkv` of grouped queries: gpt-fast has all queries first, InternLM2 the queries, key and value of each group."""
+    """Grouped queries: `wqkv` of gpt-fast has all queries first, that of InternLM2 the queries, key and value of each
+    group; so have `query_key_value` of ChatGLM, and of Falcon."""
     joined, apart = (pair.source, pair.target) if pair.target.parts else (pair.target, pair.source)
-    if not apart.parts or not joined.means.what.startswith("qkv") or not joined.path.endswith("wqkv"):
+    if not apart.parts or not joined.means.what.startswith("qkv") or not joined.path.endswith(_UNSAID):
         return False
     return len({part.numel for part in apart.parts}) > 1
 

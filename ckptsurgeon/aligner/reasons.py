@@ -83,7 +83,7 @@ def evidence(pair: Pair, group: Group, grade: Grade, choice: Choice) -> Iterator
     if a.norm and a.norm == b.norm:
         yield f"norm {a.norm[0] + 1} of {a.norm[1]}"
     elif shared_ranks := sorted(a.ranks & b.ranks):
-        yield f"number {shared_ranks[0][0] + 1} of {shared_ranks[0][1]}"
+        yield f"number {shared_ranks[0][1] + 1} of {shared_ranks[0][2]}"
     if choice.orders and grade != "tried":
         yield "layout as its siblings"
     if grade in _ALONE:

@@ -73,7 +73,7 @@ def matrix(sources: Sequence[Slot], targets: Sequence[Slot], told: Mapping[str, 
     """The points of every pair by names alone, whether shapes allow it or not."""
     made = MATCH + WORDS * _words(sources, targets, told)
     made += votes.table([slot.path for slot in sources], [slot.path for slot in targets])
-    made += PATH * _equal([slot.path for slot in sources], [slot.path for slot in targets])
+    made += PATH * _equal([(slot.path, slot.kin) for slot in sources], [(slot.path, slot.kin) for slot in targets])
     what = [[slot.means.what.removesuffix(" by heads") or None for slot in side] for side in (sources, targets)]
     made += OTHER_MEANING * _both(*what) + (MEANING - OTHER_MEANING) * _equal(*what)
     norms = [[slot.norm for slot in side] for side in (sources, targets)]

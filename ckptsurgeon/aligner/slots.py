@@ -46,8 +46,11 @@ class Slot:
     how: Literal["", "concat", "stack"] = ""
     means: Meaning = _NONE
     words: tuple[str, ...] = ()
-    ranks: frozenset[tuple[int, int]] = frozenset()
-    """The places among the units that differ from it in one number or in all of them, and how many they are."""
+    ranks: frozenset[tuple[str, int, int]] = frozenset()
+    """The places among the units that differ from it in one number or in all of them, or have its shapes too, and how
+    many they are: only places among families of one kind are compared."""
+    kin: int = 1
+    """How many units of its shapes differ from it in numbers alone, with itself."""
     norm: tuple[int, int] | None = None
 
     @property
@@ -105,15 +108,19 @@ def described(made: list[Slot]) -> list[Slot]:
         norm = _is_norm(slot)
         slot.means = meaning(slot.path, siblings[slot.path.rpartition(".")[0]], norm) if slot.path else Meaning()
         slot.words = vocabulary.words(slot.path)
-    numbered = [slot for slot in made if _NUMBER.search(slot.path)]
+    numbered = [slot for slot in made if _numbers(slot)]
     for slot in made:
         slot.ranks = frozenset()
-    for slot, rank in _ranked(numbered, lambda slot: pattern(slot.path), _numbers):
-        slot.ranks |= {rank}
+    for slot, rank in _ranked(numbered, _pattern, _numbers):
+        slot.ranks |= {("all", *rank)}
+    for slot, rank in _ranked(numbered, lambda slot: (_pattern(slot), *slot.shapes.values()), _numbers):
+        slot.ranks |= {("of a shape", *rank)}
+        slot.kin = rank[1]
     for place in range(max((len(_numbers(slot)) for slot in numbered), default=0)):
         several = [slot for slot in numbered if len(_numbers(slot)) > max(place, 1)]
         for slot, rank in _ranked(several, partial(_all_but, place), _numbers):
-            slot.ranks |= {rank}
+            slot.ranks |= {("but one", *rank)}
+    _beside(made)
     _complete(made)
     norms = [slot for slot in made if slot.means.order is not None]
     for slot, rank in _ranked(norms, lambda slot: tuple(slot.shapes.values()), lambda slot: (slot.means.order or 0,)):
@@ -121,17 +128,25 @@ def described(made: list[Slot]) -> list[Slot]:
     return made
 
 
+def _beside(made: list[Slot]) -> None:
+    """The order of a norm whose name says nothing, told by what stands beside it: `0.norm` and `0.to_qkv`."""
+    told = ("q", "qkv", "attention out")
+    attention = {slot.path.partition(".")[0] for slot in made if slot.means.what in told}
+    for slot in made:
+        first, dot, _ = slot.path.partition(".")
+        if dot and first in attention and len(attention) == 1 and _is_norm(slot) and set(slot.words) <= {"norm"}:
+            slot.means = Meaning(slot.means.what, 10)
+
+
 def _complete(made: list[Slot]) -> None:
-    """The order of the one norm of a block whose name is `norm` and nothing else, told by the only other one: `ln` beside
-    `attention.ln` is that of the MLP, `layer_norm` beside `final_layer_norm` that of attention."""
+    """The order of the one norm of a block whose name is `norm` and nothing else, told by the only other one: `ln`
+    beside `attention.ln` is that of the MLP, `layer_norm` beside `final_layer_norm` that of attention."""
     families: dict[object, list[Slot]] = defaultdict(list)
     for slot in made:
         if _is_norm(slot):
             families[tuple(slot.shapes.values())].append(slot)
     for family in families.values():
-        bare = [
-            slot for slot in family if slot.means.order is None and set(slot.words) == {"norm"} and not _numbers(slot)
-        ]
+        bare = [slot for slot in family if slot.means.order is None and set(slot.words) <= {"norm"}]
         others = [slot.means.order for slot in family if slot.means.order is not None]
         if len(family) == 2 and len(bare) == 1 and others and others[0] in (10, 30):
             bare[0].means = Meaning(bare[0].means.what, 40 - others[0])
@@ -140,11 +155,15 @@ def _complete(made: list[Slot]) -> None:
 def _all_but(place: int, slot: Slot) -> object:
     """The path without one of its numbers."""
     numbers = _numbers(slot)
-    return pattern(slot.path), numbers[:place], numbers[place + 1 :]
+    return _pattern(slot), numbers[:place], numbers[place + 1 :]
+
+
+def _pattern(slot: Slot) -> str:
+    return pattern(vocabulary.counted(slot.path))
 
 
 def _numbers(slot: Slot) -> tuple[int, ...]:
-    return tuple(map(int, _NUMBER.findall(slot.path)))
+    return tuple(map(int, _NUMBER.findall(vocabulary.counted(slot.path))))
 
 
 def _ranked(

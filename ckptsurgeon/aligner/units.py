@@ -132,13 +132,13 @@ def _units(
     shapes: Mapping[str, tuple[Shape, bool]], owners: Mapping[str, tuple[OwnerKind, str]], buffers: Mapping[str, bool]
 ) -> tuple[Unit, ...]:
     made: dict[str, Unit] = {}
-    keys = set(shapes)
+    keys = {key.replace("/", ".") for key in shapes}  # TensorFlow's and JAX's have slashes
     for at, (key, (shape, is_number)) in enumerate(shapes.items()):
-        path, role = _placed(key, keys)
+        path, role = _placed(key.replace("/", "."), keys)
         unit = made.get(path)
         if unit is None or role in unit.leaves:
             if unit is not None:
-                path, role = key, OWN
+                path, role = key.replace("/", "."), OWN
             unit = made[path] = Unit(path, {}, *owners.get(key, ("", "")))
         unit.leaves[role] = Leaf(key, role, shape, at, _is_computed(key, shape, is_number, buffers.get(key, False)))
     return tuple(made.values())

@@ -14,6 +14,7 @@ _WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
 _HASHED = re.compile(r"[a-z]?_?(?=[0-9a-f]*\d)(?=[0-9a-f]*[a-f])[0-9a-f]{6,}$|[a-z]?_?\d{6,}$")
 
 
+_LETTERS = frozenset("abcdef")
 _AFTER = re.compile(r"(?<![a-z])(?:post|after)_(?:self_)?(?:attention|attn)(?![a-z])", re.IGNORECASE)
 """What comes after attention is no part of it: `post_attention_layernorm` is the norm before the MLP."""
 
@@ -98,6 +99,17 @@ def words(path: str) -> tuple[str, ...]:
             continue
         made.append(_MEANS.get(lower, lower))
     return tuple(made)
+
+
+@lru_cache(1 << 16)
+def counted(path: str) -> str:
+    """A path with numbers for words and letters that count.
+
+    >>> counted("f.b.1"), counted("out_layers.3")
+    ('f.2.1', 'layers2.3')
+    """
+    path = path.replace("in_layers", "layers1").replace("out_layers", "layers2")
+    return ".".join(str("abcdef".index(part) + 1) if part in _LETTERS else part for part in path.split("."))
 
 
 def is_hashed(segment: str) -> bool:
