@@ -46,6 +46,9 @@ if TYPE_CHECKING:
     from ckptsurgeon.finetune import unfreeze as unfreeze
     from ckptsurgeon.formats import Document as Document
     from ckptsurgeon.formats import inspect as inspect
+    from ckptsurgeon.forward import ForwardCheck as ForwardCheck
+    from ckptsurgeon.forward import check_forward as check_forward
+    from ckptsurgeon.forward import try_alignment as try_alignment
     from ckptsurgeon.inert import Opaque as Opaque
     from ckptsurgeon.inverter import Inversion as Inversion
     from ckptsurgeon.limits import Limits as Limits
@@ -111,6 +114,7 @@ _HOMES = {
         "unfreeze",
     ),
     "formats": ("Document", "inspect"),
+    "forward": ("ForwardCheck", "check_forward", "try_alignment"),
     "inert": ("Opaque",),
     "inverter": ("Inversion",),
     "limits": ("Limits", "limited"),

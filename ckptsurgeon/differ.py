@@ -123,7 +123,8 @@ class Diff:
     """A checkpoint against a target: rows in the target's order, then what the target lacks.
 
     `has_values` tells whether the values were compared too, `is_cached` whether the target's header is
-    from the cache; `remarks` are those of both sides.
+    from the cache; `remarks` are those of both sides.  `alignable` is the share of the elements of the target's
+    parameters for which `align` finds the tensors, where that is more than names and suggestions reach.
     """
 
     left: str
@@ -135,6 +136,7 @@ class Diff:
     has_values: bool = False
     remarks: tuple[str, ...] = ()
     is_cached: bool = False
+    alignable: float | None = None
 
     @property
     def same(self) -> bool:

@@ -116,14 +116,32 @@ def diff(
     if not values:
         against = replace(against, tensors=None, initial=None)  # names, dtypes and shapes are enough: half the memory
     if rules is None:
-        return differ.diff(_left(source, select, target), against, values=values, progress=progress)
+        left = _left(source, select, target)
+        return _with_hint(differ.diff(left, against, values=values, progress=progress), left, against)
     from ckptsurgeon import planner
     from ckptsurgeon.rules import Recipe
 
     recipe = Recipe.of(rules)
     ckpt = _left(source, select or recipe.select, target)
     made = planner.apply_rules(ckpt, recipe, against).check().result
-    return differ.diff(made, against, values=values, progress=progress)
+    return _with_hint(differ.diff(made, against, values=values, progress=progress), made, against)
+
+
+_MOST_ALIGNED = 20_000
+"""Keys of a comparison that is looked at for an alignment too: beyond that it would take longer than the answer."""
+
+
+def _with_hint(found: Diff, left: Checkpoint, target: Target) -> Diff:
+    """The comparison, with how much of the target an alignment reaches, where names and a few prefixes do not."""
+    there = found.coverage.numel / found.coverage.of_numel if found.coverage.of_numel else 1.0
+    suggested = found.suggestion.tensors / len(target.entries) if found.suggestion else 0.0
+    reached = max(there, suggested)
+    if not (found.count("missing") and found.count("unexpected")) or reached >= 1 or len(found.rows) > _MOST_ALIGNED:
+        return found
+    from ckptsurgeon import aligner
+
+    share = aligner.align(left, target).agreement
+    return replace(found, alignable=share) if share > reached else found
 
 
 class PlanOptions(TypedDict, total=False):

@@ -7,14 +7,28 @@ from typing import Any
 import torch
 import transformers as T  # noqa: N812
 from align_pairs import (
-    Pair, by_heads, by_pairs, changing, joining, ordered, renaming, stacked_apart, steps,
+    Pair,
+    by_heads,
+    by_pairs,
+    changing,
+    joining,
+    ordered,
+    renaming,
+    stacked_apart,
+    steps,
 )  # fmt: skip
 from torch import Tensor, nn
 
 SEQ = {"d_model": 16, "encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 2, "vocab_size": 60}
 SEQ |= {"decoder_attention_heads": 2, "encoder_ffn_dim": 32, "decoder_ffn_dim": 32, "pad_token_id": 0}
 SEQ |= {"bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 2}
-LM: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48, "vocab_size": 60}
+LM: dict[str, Any] = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 48,
+    "vocab_size": 60,
+}
 SPEECH = {"conv_dim": (16, 16, 16), "conv_stride": (5, 2, 2), "conv_kernel": (10, 3, 3), "num_feat_extract_layers": 3}
 SPEECH |= {"num_conv_pos_embeddings": 16, "num_conv_pos_embedding_groups": 4}
 
@@ -200,13 +214,31 @@ def mamba() -> nn.Module:
 
 
 def qwen_moe() -> nn.Module:
-    size = {"num_key_value_heads": 2, "head_dim": 8, "moe_intermediate_size": 16, "num_experts": 4, "num_experts_per_tok": 2}
+    size = {
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+        "moe_intermediate_size": 16,
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+    }
     return T.Qwen3MoeForCausalLM(T.Qwen3MoeConfig(**LM, **size, decoder_sparse_step=1))
 
 
 def deepseek() -> nn.Module:
-    size = {"num_key_value_heads": 4, "moe_intermediate_size": 16, "n_routed_experts": 4, "n_shared_experts": 1, "n_group": 2}
-    size |= {"topk_group": 1, "num_experts_per_tok": 2, "first_k_dense_replace": 1, "kv_lora_rank": 8, "q_lora_rank": 12}
+    size = {
+        "num_key_value_heads": 4,
+        "moe_intermediate_size": 16,
+        "n_routed_experts": 4,
+        "n_shared_experts": 1,
+        "n_group": 2,
+    }
+    size |= {
+        "topk_group": 1,
+        "num_experts_per_tok": 2,
+        "first_k_dense_replace": 1,
+        "kv_lora_rank": 8,
+        "q_lora_rank": 12,
+    }
     size |= {"qk_rope_head_dim": 4, "v_head_dim": 8, "qk_nope_head_dim": 8}
     return T.DeepseekV3ForCausalLM(T.DeepseekV3Config(**LM | {"num_hidden_layers": 3}, **size))
 

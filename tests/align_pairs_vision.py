@@ -44,7 +44,9 @@ def hidden(model: Any, x: Tensor) -> Any:
 
 
 def beit() -> nn.Module:
-    return T.BeitForImageClassification(T.BeitConfig(**VIT, layer_scale_init_value=0.1, use_relative_position_bias=True))
+    return T.BeitForImageClassification(
+        T.BeitConfig(**VIT, layer_scale_init_value=0.1, use_relative_position_bias=True)
+    )
 
 
 BEIT = steps(
@@ -122,7 +124,9 @@ def keras_vit(found: State) -> State:
     made = {}
     for key, value in found.items():
         if key.endswith("weight") and value.dim() > 1:
-            made[key.replace("weight", "kernel")] = (value.permute(2, 3, 1, 0) if value.dim() == 4 else value.T).contiguous()
+            made[key.replace("weight", "kernel")] = (
+                value.permute(2, 3, 1, 0) if value.dim() == 4 else value.T
+            ).contiguous()
         elif key.endswith("weight"):
             made[key.replace("weight", "gamma")] = value
         else:
@@ -212,7 +216,13 @@ FACEBOOK_CONVNEXT = steps(
 
 
 def detr() -> nn.Module:
-    size = {"d_model": 16, "encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 2, "decoder_attention_heads": 2}
+    size = {
+        "d_model": 16,
+        "encoder_layers": 2,
+        "decoder_layers": 2,
+        "encoder_attention_heads": 2,
+        "decoder_attention_heads": 2,
+    }
     size |= {"encoder_ffn_dim": 32, "decoder_ffn_dim": 32, "num_queries": 5, "num_labels": 4}
     layers = {"embedding_size": 8, "hidden_sizes": [32, 64], "depths": [1, 2], "layer_type": "bottleneck"}
     backbone = T.ResNetConfig(**layers, out_features=["stage2"])
@@ -287,13 +297,17 @@ def retina() -> nn.Module:
 
 
 MM_FPN = renaming(
-    (r"inner_blocks\.(\d)\.0", r"neck.lateral_convs.\1.conv"), (r"layer_blocks\.(\d)\.0", r"neck.fpn_convs.\1.conv"),
-    (r"extra_blocks\.p6", "neck.fpn_convs.3.conv"), (r"extra_blocks\.p7", "neck.fpn_convs.4.conv"),
+    (r"inner_blocks\.(\d)\.0", r"neck.lateral_convs.\1.conv"),
+    (r"layer_blocks\.(\d)\.0", r"neck.fpn_convs.\1.conv"),
+    (r"extra_blocks\.p6", "neck.fpn_convs.3.conv"),
+    (r"extra_blocks\.p7", "neck.fpn_convs.4.conv"),
 )
 
 
 def regnet() -> nn.Module:
-    return tv.RegNet(tv.regnet.BlockParams([1, 2, 1, 1], [16, 24, 32, 48], [8, 8, 8, 8], [1.0] * 4, [2] * 4, 0.25), 7, 8)
+    return tv.RegNet(
+        tv.regnet.BlockParams([1, 2, 1, 1], [16, 24, 32, 48], [8, 8, 8, 8], [1.0] * 4, [2] * 4, 0.25), 7, 8
+    )
 
 
 def hf_regnet() -> nn.Module:

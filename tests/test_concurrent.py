@@ -59,8 +59,7 @@ def together(*tasks: Callable[[], Any]) -> list[str]:
 
 
 @pytest.fixture(autouse=True)
-def _sources(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+def _sources() -> None:
     for value in (1, 2, 3):
         torch.save(constant(value), f"{value}.pth")
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import forward_models
 import pytest
 import reference
 import torch
@@ -130,6 +131,11 @@ def test_the_json_objects_have_exactly_the_documented_fields(ckpt: Any, resnet_b
     Path("bad.pth").write_bytes(raw.replace(b"\0\0\x80?" * 2, b"\0\0\x80@" * 2))
     cs.convert("gan.pth", "m.safetensors.index.json", select="netD")
     Path("m-00002-of-00002.safetensors").write_bytes(b"")
+    torch.save({f"{name}.weight": torch.ones(2, 2) for name in ("one", "two")}, "one.pth")
+    torch.save({f"{name}.weight": torch.ones(2, 2) for name in ("left", "right")}, "named.pth")
+    torch.save({"w": torch.ones(2), "v": torch.ones(3)}, "more.pth")
+    torch.save(forward_models.twins().state_dict(), "twins.pth")
+    torch.save(forward_models.plain().state_dict(), "plain.pth")
     spec = "torchvision:resnet18,num_classes=10"
     seen: dict[str, set[str]] = {}
     for words in (
@@ -147,15 +153,24 @@ def test_the_json_objects_have_exactly_the_documented_fields(ckpt: Any, resnet_b
         ["remap", resnet_bundle, "--to", spec, "--fit", "--keep-extras", "-o", "b.pth"],
         ["remap", resnet_bundle, "--to", spec, "--dry-run"],
         ["remap", "b.safetensors", "--in-place", "--dry-run"],
+        ["align", resnet_bundle, spec],
+        ["align", "one.pth", "named.pth"],
         ["invert", "--for", "b.safetensors", "--rule", "w => v"],
         ["ls", "--params", spec],
         ["freeze-plan", spec, "^fc"],
+        ["align", "twins.pth", "forward_models:other_twins", "--try", "--source", "forward_models:twins"],
+        ["align", "gan2.pth", "b.safetensors", "--select", "."],
+        ["align", "b.safetensors", "more.pth"],
+        ["check", "plain.pth", "--source", "forward_models:plain", "--to", "forward_models:plain"],
         ["recipes"],
         ["rules"],
     ):
         data = ckpt(*words, "--json").json
         seen.setdefault(data["schema"], set()).update(fields(data))
-    kinds = ("diff", "extras", "freeze-plan", "invert", "ls", "params", "recipes", "remap", "rules", "tree", "verify")
+    kinds = (
+        *("align", "check", "diff", "extras", "freeze-plan", "invert", "ls", "params", "recipes", "remap", "rules"),
+        *("tree", "verify"),
+    )
     assert sorted(seen) == [f"ckptsurgeon.{kind}/1" for kind in kinds]
     for schema, got in seen.items():
         told = documented(schema)

@@ -287,12 +287,6 @@ def difference(now: Tree, old: Tree, new: Tree) -> str:
     return "\n".join(lines)
 
 
-@pytest.fixture(autouse=True)
-def _syncing_takes_no_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A killed process loses nothing that it wrote; the disk would only slow thousands of them down."""
-    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
-
-
 @pytest.fixture
 def world(case: str) -> World:
     return World(CASES[case])
@@ -320,6 +314,7 @@ def test_a_call_that_fails_leaves_the_old_files_or_the_new_ones(world: World, ho
     assert failed > 3
 
 
+@pytest.mark.no_cover
 @ALL
 @pytest.mark.parametrize("how", ["dead", "torn"])
 def test_where_the_disk_is_gone_readers_see_the_old_or_the_new(world: World, how: str) -> None:
@@ -334,6 +329,7 @@ def test_where_the_disk_is_gone_readers_see_the_old_or_the_new(world: World, how
 KILLED = ("over a zip", "spooled", "shards in a new folder", "over shards of the same names", "in place, cut off")
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize("case", KILLED)
 def test_a_process_that_is_killed_leaves_the_old_or_the_new(world: World) -> None:
     """In front of every call, by a signal that nothing can catch."""

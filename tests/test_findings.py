@@ -95,7 +95,16 @@ def looked() -> str:
     return f"{len(lines)} lines"
 
 
-@pytest.mark.parametrize("case", findings.CASES, ids=lambda case: case.__name__)
+LARGE = (findings.state_dicts_far_down, findings.a_list_far_down)
+"""Cases in which the same lines run a hundred thousand times."""
+
+
+def parameter(case: Callable[[Path], None]) -> Any:
+    marks = [pytest.mark.no_cover] if case in LARGE else []
+    return pytest.param(case, marks=marks, id=case.__name__)
+
+
+@pytest.mark.parametrize("case", [parameter(case) for case in findings.CASES])
 def test_a_finding_is_told_at_once(case: Callable[[Path], None]) -> None:
     """The journal is nothing that a reader opens: the next test is about it."""
     case(Path("a"))

@@ -80,6 +80,7 @@ ATTRIBUTES = {
     ("evaluate/values.py", "dtype"): "a dtype of torch, by the closed table of dtypes",
     ("evaluate/values.py", "spec.dtype.name"): "the same",
     ("evaluate/values.py", "ref.dtype.name"): "the same",
+    ("forward/shapes.py", "name"): "numbers that a live model says of its inputs, under names that are written there",
     ("ops/making.py", "spec.dtype.name"): "the same",
     ("ops/values.py", "self.dtype.name"): "the same",
     ("plans.py", "name"): "the policies of a plan, by their own names",

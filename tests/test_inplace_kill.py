@@ -21,13 +21,6 @@ from safetensors.torch import load_file
 
 import ckptsurgeon as cs
 
-
-@pytest.fixture(autouse=True)
-def _syncing_takes_no_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A killed process loses nothing that it wrote; the disk would only slow a thousand kills down."""
-    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
-
-
 CASES: dict[str, tuple[Callable[[], None], str, list[str], State]] = {
     "a rename": (one_file, FILE, ["strip module."], left("abcdef")),
     "a drop at the end": (one_file, FILE, ["strip module.", "drop [ef]"], left("abcd")),
@@ -65,6 +58,11 @@ def fresh(make: Callable[[], None]) -> None:
     make()
 
 
+def content() -> frozenset[tuple[str, bytes]]:
+    """All that a kill left: where it is as before, so is what comes of it (a wait for the disk changes nothing)."""
+    return frozenset((file.name, file.read_bytes()) for file in Path("m").iterdir())
+
+
 def check_repaired(path: str, rules: list[str], new: State) -> str:
     """What is there counts before and after a repair, and the next change in place repairs by itself."""
     found = which(path, new)
@@ -89,12 +87,15 @@ def check_repaired(path: str, rules: list[str], new: State) -> str:
 def test_killed_before_each_step_it_is_the_old_or_the_new_checkpoint(case: str, torn: float | None) -> None:
     make, path, rules, new = CASES[case]
     seen, number = [], 0
+    known: dict[object, str] = {}
     while True:
         number += 1
         fresh(make)
         if not killed(lambda: cs.remap_in_place(path, rules), number, torn):
             break
-        seen.append(check_repaired(path, rules, new))
+        now = content()
+        known[now] = known.get(now) or check_repaired(path, rules, new)
+        seen.append(known[now])
     assert seen == sorted(seen, reverse=True), "the old one, from some step on the new one"
     assert {"old", "new"} == set(seen)
     assert number > 12
@@ -102,15 +103,20 @@ def test_killed_before_each_step_it_is_the_old_or_the_new_checkpoint(case: str, 
     assert same(truth(path), new)
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize("case", CASES)
 def test_a_repair_that_is_killed_can_be_repaired(case: str) -> None:
     make, path, rules, new = CASES[case]
-    number, checked = 0, 0
+    number, checked, known = 0, 0, set[object]()
     while True:
         number += 1 if path == FILE else 4
         fresh(make)
         if not killed(lambda: cs.remap_in_place(path, rules), number, 0.5):
             break
+        if content() in known:
+            continue
+        known.add(content())
+        mended = set[object]()
         shutil.rmtree("begun", ignore_errors=True)
         shutil.copytree("m", "begun")
         found, again = which(path, new), 0
@@ -120,8 +126,11 @@ def test_a_repair_that_is_killed_can_be_repaired(case: str) -> None:
             shutil.copytree("begun", "m")
             if not killed(lambda: cs.verify(path, repair=True), again, 0.5):
                 break
-            assert which(path, new) == found
             checked += 1
+            if content() in mended:
+                continue
+            mended.add(content())
+            assert which(path, new) == found
             cs.verify(path, repair=True)
             assert hidden() == []
             assert same(truth(path), TENSORS if found == "old" else new)
@@ -141,6 +150,7 @@ def in_a_child(do: Callable[[], Any]) -> int:
     return pid
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize("case", ["a drop at both ends", "shards"])
 def test_killed_at_random_moments_it_is_the_old_or_the_new_checkpoint(case: str) -> None:
     make, path, rules, new = CASES[case]

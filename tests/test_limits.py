@@ -316,25 +316,26 @@ def test_limits_hold_for_a_context_and_no_longer() -> None:
 
 
 BOMBS: dict[str, bytes] = {
-    "lists": b"]" * 8_000_000,
-    "dicts": b"}" * 8_000_000,
-    "sets": b"\x8f" * 4_000_000,
-    "tuples": b"N\x85" * 8_000_000,
-    "texts": b"".join(b"\x8c\x03%03d" % (number % 1000) for number in range(8_000_000 // 5)) * 4,
-    "numbers": b"M\xe8\x03" * 10_000_000,
-    "memo": b"N" + b"".join(b"r" + struct.pack("<I", number) for number in range(6_000_000)),
-    "memoised": b"N" + b"\x94" * 12_000_000,
-    "calls": b"\x80\x02ccollections\nOrderedDict\nq\x00" + b"h\x00)R" * 4_000_000,
-    "unknown calls": b"\x80\x02ca\nb\nq\x00" + b"h\x00)R" * 4_000_000,
-    "instances": b"\x80\x02ca\nb\nq\x00" + b"h\x00)\x81" * 4_000_000,
-    "pairs": b"}" + b"".join(b"(M" + struct.pack("<H", n % 65536) + b"Ku" for n in range(10)) + b"]" * 9_000_000,
+    "lists": b"]" * 1_000_000,
+    "dicts": b"}" * 1_000_000,
+    "sets": b"\x8f" * 500_000,
+    "tuples": b"N\x85" * 1_000_000,
+    "texts": b"".join(b"\x8c\x03%03d" % (number % 1000) for number in range(800_000)),
+    "numbers": b"M\xe8\x03" * 1_250_000,
+    "memo": b"N" + b"".join(b"r" + struct.pack("<I", number) for number in range(750_000)),
+    "memoised": b"N" + b"\x94" * 1_500_000,
+    "calls": b"\x80\x02ccollections\nOrderedDict\nq\x00" + b"h\x00)R" * 500_000,
+    "unknown calls": b"\x80\x02ca\nb\nq\x00" + b"h\x00)R" * 500_000,
+    "instances": b"\x80\x02ca\nb\nq\x00" + b"h\x00)\x81" * 500_000,
+    "pairs": b"}" + b"".join(b"(M" + struct.pack("<H", n % 65536) + b"Ku" for n in range(10)) + b"]" * 1_125_000,
 }
+EIGHTH = 48
+"""MiB: an eighth of what the objects of a pickle may take where nothing else is said."""
 
 
-@pytest.mark.parametrize("name", BOMBS)
-def test_a_bomb_of_objects_is_charged_before_it_is_made(name: str) -> None:
-    """A pickle of a few megabytes that would be gigabytes of objects ends at its budget: measured in a process."""
-    Path("bomb").write_bytes(BOMBS[name])
+def grown(raw: bytes, mib: int) -> int:
+    """By how many MiB a process grows that reads a bomb within so many, and is refused."""
+    Path("bomb").write_bytes(raw)
     script = (
         "import ckptsurgeon as cs\n"
         "from ckptsurgeon.formats import _pickle\n"
@@ -342,13 +343,24 @@ def test_a_bomb_of_objects_is_charged_before_it_is_made(name: str) -> None:
         "peak = lambda: int(next(l for l in open('/proc/self/status') if l.startswith('VmHWM')).split()[1])\n"
         "before = peak()\n"
         "try:\n"
-        "    _pickle.loads(data)\n"
+        f"    _pickle.loads(data, limits=cs.Limits(pickle_memory={mib} << 20))\n"
         "except (cs.LimitError, _pickle.BadPickle) as error:\n"
         "    print(type(error).__name__, (peak() - before) // 1024)\n"
     )
     ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60)
-    _, grown = ran.stdout.split()
-    assert int(grown) < 512
+    return int(ran.stdout.split()[1])
+
+
+@pytest.mark.parametrize("name", BOMBS)
+def test_a_bomb_of_objects_is_charged_before_it_is_made(name: str) -> None:
+    """A pickle of a megabyte that would be many of objects ends at its budget: measured in a process."""
+    assert grown(BOMBS[name], EIGHTH) < 64
+
+
+def test_the_budget_of_objects_is_what_it_says() -> None:
+    """Eight times the bomb, for the limit that holds where nothing else is said."""
+    assert cs.Limits().pickle_memory == 8 * EIGHTH << 20
+    assert grown(BOMBS["lists"] * 8, 8 * EIGHTH) < 512
 
 
 def test_a_header_of_brackets_is_no_tree_of_objects() -> None:

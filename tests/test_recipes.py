@@ -326,6 +326,7 @@ def test_the_built_in_recipes_are_listed_and_printed(ckpt: Any) -> None:
     assert all(one["description"] for one in ran.json["recipes"])
     ran = ckpt("recipes", "unwrap")
     assert ran.out.rstrip() == Path(builtin_path("unwrap")).read_text().rstrip()
-    assert all(name in ckpt("recipes").out for name in builtin_names())
+    listed = ckpt("recipes").out
+    assert all(name in listed for name in builtin_names())
     ran = ckpt("recipes", "nothing")
     assert (ran.code, "no built-in recipe is called 'nothing'" in ran.err) == (2, True)

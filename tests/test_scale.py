@@ -164,6 +164,7 @@ def test_most_tensors_are_read_as_whole_records(monkeypatch: pytest.MonkeyPatch)
         assert calls < 100
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize("save", [torch.save, save_legacy])
 def test_a_damaged_pickle_is_read_or_refused_alike_both_ways(save: Any) -> None:
     raw, locate = pickled(state(3), save)
@@ -180,6 +181,7 @@ def test_a_damaged_pickle_is_read_or_refused_alike_both_ways(save: Any) -> None:
         assert fast == slow
 
 
+@pytest.mark.no_cover
 def test_the_steps_of_whole_records_are_counted() -> None:
     """At every limit around the steps of the pickle both ways end alike, and below it with an error."""
     for save in (torch.save, save_legacy):
@@ -227,6 +229,7 @@ def test_numbers_that_are_put_anew_are_what_was_put_last() -> None:
                 assert fast == slow
 
 
+@pytest.mark.no_cover
 def test_a_number_put_anew_stays_when_its_record_is_made_again() -> None:
     raw, locate = pickled(state(5))
     last = max(asked(raw)[1])

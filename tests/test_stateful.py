@@ -244,6 +244,7 @@ def steps(**how: Any) -> settings:
     return settings(derandomize=True, deadline=None, suppress_health_check=list(HealthCheck), **how)
 
 
+@pytest.mark.no_cover
 def test_surgeries_in_any_order_are_what_a_dict_of_tensors_says() -> None:
     run_state_machine_as_test(Surgeries, settings=steps(max_examples=50, stateful_step_count=15))
 

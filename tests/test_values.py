@@ -192,8 +192,8 @@ def test_figures_over_many_blocks_are_those_of_the_whole(monkeypatch: pytest.Mon
 
 
 def test_memory_does_not_grow_with_the_tensors() -> None:
-    """Two sparse files of 1 GB of int8, compared where only a quarter of that may be held."""
-    size = 1 << 30
+    """Two sparse files of half a GiB of int8, compared where only a fifth of both may be held."""
+    size = 1 << 29
     header = f'{{"w":{{"dtype":"I8","shape":[{size}],"data_offsets":[0,{size}]}}}}'.encode()
     for name in ("a.safetensors", "b.safetensors"):
         Path(name).write_bytes(len(header).to_bytes(8, "little") + header)

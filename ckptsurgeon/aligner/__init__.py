@@ -3,5 +3,6 @@
 from ckptsurgeon.aligner.alignment import Alignment, Edge, Leftover, Match, Question
 from ckptsurgeon.aligner.finding import align
 from ckptsurgeon.aligner.hints import Hint, parsed
+from ckptsurgeon.aligner.openings import Opening, Verdict
 
-__all__ = ["Alignment", "Edge", "Hint", "Leftover", "Match", "Question", "align", "parsed"]
+__all__ = ["Alignment", "Edge", "Hint", "Leftover", "Match", "Opening", "Question", "Verdict", "align", "parsed"]

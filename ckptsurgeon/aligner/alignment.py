@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from ckptsurgeon import planner
 from ckptsurgeon.checkpoint import Checkpoint, Target
@@ -13,7 +13,11 @@ from ckptsurgeon.errors import Problem
 from ckptsurgeon.plans import STRICT, Plan, Policies
 from ckptsurgeon.rules import Recipe, parse, render
 
-Grade = Literal["certain", "order", "open"]
+if TYPE_CHECKING:
+    from ckptsurgeon.aligner.hints import Hint
+    from ckptsurgeon.aligner.openings import Opening
+
+Grade = Literal["certain", "order", "tried", "open"]
 LEAST = 0.5
 """The share of the target's parameters below which two are different architectures."""
 
@@ -24,8 +28,9 @@ class Match:
 
     `sources` and `targets` are the names of modules, with `{}` for the numbers of blocks; `count` is how many tensors
     of the target come of it, `numel` their elements.  `how` says what is done besides a rename.  `grade` is `certain`
-    where no other assignment explains names as well, `order` where only the order of definition tells, `open` where
-    nothing does; `margin` is how many points the next best assignment has less, and `why` the evidence.
+    where no other assignment explains names as well, `order` where only the order of definition tells, `tried` where
+    only an experiment does (`error` is the relative error of its outputs), `open` where nothing does; `margin` is how
+    many points the next best assignment has less, and `why` the evidence.
     """
 
     sources: tuple[str, ...]
@@ -37,6 +42,7 @@ class Match:
     margin: float
     why: tuple[str, ...]
     group: str
+    error: float | None = None
 
 
 @dataclass(frozen=True)
@@ -92,6 +98,8 @@ class Alignment:
     missing: tuple[Leftover, ...]
     unused: tuple[Leftover, ...]
     agreement: float
+    possible: float
+    """The share with what is open."""
     notes: Mapping[str, str] = field(default_factory=dict)
     """What each rule is for, by its text."""
     given: int = 0
@@ -99,6 +107,12 @@ class Alignment:
 
     before: Checkpoint | None = None
     """The checkpoint before the rules that were given, where there were any; they stand first in the recipe."""
+
+    openings: tuple[Opening, ...] = ()
+    """What is open and could be decided by an experiment (`cs.try_alignment`)."""
+    hints: tuple[Hint, ...] = ()
+    tried: str = ""
+    """What an experiment came to, where there was one."""
 
     @property
     def certain(self) -> bool:
@@ -113,9 +127,9 @@ class Alignment:
         parameters less than half come from the source.
         """
         problems = [Problem(str(question), kind="ambiguous") for question in self.questions]
-        if self.agreement < LEAST or not self.target.entries:
-            share = f"{100 * self.agreement:.0f} % of the parameters of {self.target.label} come from the source"
-            text = f"these are different architectures: {share}"
+        if self.possible < LEAST or not self.target.entries:
+            share = f"{100 * self.possible:.0f} % of the parameters of {self.target.label}"
+            text = f"these are different architectures: no more than {share} could come from the source"
             problems.append(Problem(text, kind="different"))
         for left in self.missing:
             settled = (fit or missing) and left.kind not in ("block", "open")

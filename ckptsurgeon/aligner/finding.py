@@ -6,12 +6,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from ckptsurgeon.aligner import groups as grouping
-from ckptsurgeon.aligner import inorder, layouts, leftovers, reasons, recipes, units
+from ckptsurgeon.aligner import inorder, layouts, leftovers, openings, reasons, recipes, units
 from ckptsurgeon.aligner.alignment import Alignment, Edge, Grade, Match, Question
 from ckptsurgeon.aligner.deeds import Choice, Deed, NotSaidError, companions, deeds
 from ckptsurgeon.aligner.groups import Group
 from ckptsurgeon.aligner.hints import Hint, allowed, check
 from ckptsurgeon.aligner.matching import Pair
+from ckptsurgeon.aligner.openings import Verdict
 from ckptsurgeon.aligner.relations import Order
 from ckptsurgeon.aligner.scores import TELLING
 from ckptsurgeon.aligner.slots import Slot
@@ -33,19 +34,25 @@ class Decided:
     asked: Question | None = None
 
 
-def align(source: Checkpoint, target: Target, hints: Sequence[Hint] = ()) -> Alignment:
-    """How `source` becomes what `target` wants, as far as names, shapes and order tell."""
+def align(
+    source: Checkpoint, target: Target, hints: Sequence[Hint] = (), verdicts: Sequence[Verdict] = ()
+) -> Alignment:
+    """How `source` becomes what `target` wants, as far as names, shapes and order tell; `verdicts` decide what an
+    alignment with the same hints had among its openings."""
     ours, others = units.of_checkpoint(source), units.of_target(target)
     check(hints, ours, others)
     ours, others = units.untied(ours, others)
     if inorder.is_hashed(ours) or inorder.is_hashed(others):
         return _hashed(source, target, ours, others)
-    found = grouping.groups(ours, others, allowed(hints) if hints else None)
+    heeded = allowed(hints) if hints else None
+    found = grouping.groups(ours, others, heeded)
+    tried = openings.settle(found, verdicts)
     by_order = {id(pair) for group in found for pair in inorder.settle(group, ours, others)}
-    orders, layouts_asked = layouts.orders(found)
+    orders, asked = layouts.orders(found)
+    layouts_asked = openings.turn(asked, tried, orders)
     open_layouts = {id(pair) for pair, _ in layouts_asked}
     decided = [
-        _decided(pair, group, by_order, orders, open_layouts, others, ours)
+        _decided(pair, group, tried, by_order, orders, open_layouts, others, ours)
         for group in found
         for pair in (*group.outcome.pairs, *group.computed.pairs)
     ]
@@ -77,7 +84,10 @@ def align(source: Checkpoint, target: Target, hints: Sequence[Hint] = ()) -> Ali
         left.missing(),
         left.unused(),
         left.agreement(),
+        left.agreement(left.asked),
         notes,
+        openings=tuple(openings.openings(decided, found, layouts_asked, heeded)),
+        hints=tuple(hints),
     )
 
 
@@ -93,22 +103,25 @@ def _given_up(one: Decided, error: NotSaidError) -> bool:
 def _decided(
     pair: Pair,
     group: Group,
+    tried: Mapping[int, int],
     by_order: set[int],
-    orders: dict[tuple[int, str], Order],
+    orders: Mapping[int, Mapping[str, Order]],
     open_layouts: set[int],
     target: Side,
     source: Side,
 ) -> Decided:
-    own = {role: order for (identity, role), order in orders.items() if identity == id(pair)}
+    own = orders.get(id(pair), {})
     grade: Grade = "order" if id(pair) in by_order else "certain" if pair.margin >= TELLING else "open"
     if grade == "open" and reasons.same_bytes(pair, source):
         grade = "certain"
+    if id(pair) in tried:
+        grade = "tried"
     made = Decided(pair, group, grade, Choice(own))
     if group.doubt:
         made.grade = "open"
     elif grade == "open":
         made.asked = reasons.twins(pair, group)
-    elif reasons.is_weak(pair, group):
+    elif grade != "tried" and reasons.is_weak(pair, group):
         made.grade, made.asked = "open", reasons.weak(pair, group)
     elif id(pair) in open_layouts:
         made.grade, made.asked = "open", reasons.square(pair, group)
@@ -258,4 +271,5 @@ def _hashed(source: Checkpoint, target: Target, ours: Side, others: Side) -> Ali
         left.missing(),
         left.unused(),
         left.agreement(),
+        left.agreement(left.asked),
     )

@@ -66,7 +66,9 @@ def _outside(left: _Left, made: Sequence[Group], allowed: Allowed | None) -> Gro
     used = {id(unit) for pair in outcome.pairs for slot in (pair.source, pair.target) for unit in slot.every()}
     for group in sure:
         for side in (0, 1):
-            _over(group, side)[:] = [one for one in _over(group, side) if not all(id(unit) in used for unit in one.every())]
+            _over(group, side)[:] = [
+                one for one in _over(group, side) if not all(id(unit) in used for unit in one.every())
+            ]
     kept = {id(unit) for unit in (*left.sources, *left.targets)}
     for some in (outcome.sources, outcome.targets):
         some[:] = [slot for slot in some if any(id(unit) in kept for unit in slot.every())]
@@ -185,9 +187,7 @@ def _solved(
             for numbers in kinds:
                 some = [_only(side, set(numbers)) for side in (ours, others)]
                 a, b = (_numbered(slots.slots(one), numbers) for one in some)
-                parts.append(
-                    matching.match(*_worded(slots.joined(a, b), slots.joined(b, a), ways), votes, allowed)
-                )
+                parts.append(matching.match(*_worded(slots.joined(a, b), slots.joined(b, a), ways), votes, allowed))
             together = Outcome(
                 [one for part in parts for one in part.pairs],
                 [one for part in parts for one in part.sources],

@@ -49,21 +49,21 @@ PARTS = " of the parts"
 _TURNED: Order = (1, 0)
 
 
-def orders(groups: Sequence[Group]) -> tuple[dict[tuple[int, str], Order], list[tuple[Pair, str]]]:
-    """The order of dimensions of every match whose shapes leave it open, by the identity of the match and the role;
+def orders(groups: Sequence[Group]) -> tuple[dict[int, dict[str, Order]], list[tuple[Pair, str]]]:
+    """The order of dimensions of every match whose shapes leave it open, by the identity of the match, then by role;
     and the matches of which nothing tells."""
     votes: dict[object, Counter[Order]] = defaultdict(Counter)
     open_ = list(_counted(groups, votes))
-    decided: dict[tuple[int, str], Order] = {}
+    decided: dict[int, dict[str, Order]] = defaultdict(dict)
     asked: list[tuple[Pair, str]] = []
     for one in open_:
         order = _voted(one, votes)
         if order is None:
             asked.append((one.pair, one.role))
         elif not one.parts:
-            decided[id(one.pair), one.role] = order
+            decided[id(one.pair)][one.role] = order
         elif order != one.orders[0]:
-            decided[id(one.pair), one.role + PARTS] = _TURNED
+            decided[id(one.pair)][one.role + PARTS] = _TURNED
     return decided, asked
 
 
@@ -160,7 +160,9 @@ def _is_embedding(pair: Pair) -> bool:
 
 def _may_be_transposed(pair: Pair, length: int) -> bool:
     """Whether a module is of a kind that lies the other way round in one of the two libraries."""
-    keys = [leaf.key.replace("/", ".").rpartition(".")[2] for unit in pair.source.every() for leaf in unit.leaves.values()]
+    keys = [
+        leaf.key.replace("/", ".").rpartition(".")[2] for unit in pair.source.every() for leaf in unit.leaves.values()
+    ]
     return "kernel" in keys or (length == 2 and pair.target.module_name in _TRANSPOSED)
 
 

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Collection, Hashable, Sequence
 from functools import cached_property
 
-from ckptsurgeon.aligner import relations, scores
+from ckptsurgeon.aligner import matching, relations, scores
 from ckptsurgeon.aligner.alignment import Edge, Leftover, Question
 from ckptsurgeon.aligner.groups import Group
 from ckptsurgeon.aligner.runs import pattern
+from ckptsurgeon.aligner.slots import Slot
 from ckptsurgeon.aligner.units import Leaf, Side, Unit
+
+_SHOWN = 4
+_MOST_ASKED = 20
+_MOST_PAIRS = 100_000
 
 
 def ties(target: Side, done: set[str]) -> list[tuple[str, str]]:
@@ -38,23 +43,31 @@ class Left:
         self.sure = {key for edge in edges if edge.grade != "open" for key in edge.targets} | {key for _, key in ties}
         self.asked = {key for edge in edges if edge.grade == "open" for key in edge.targets} - self.sure
         self.open_pairs = self._open_pairs()
+        self._known: dict[Hashable, str] = {}
         self.spare = {path for group in groups for path in group.spare[1]}
 
     def _open_pairs(self) -> list[tuple[Unit, list[Unit]]]:
         """Slots of the target without a partner, with those of the source without one that would fit in shape."""
         made = []
         for group in self.groups:
+            sources: dict[Hashable, list[Slot]] = defaultdict(list)
+            for slot in group.outcome.sources:
+                sources[matching.signature(slot)].append(slot)
+            known: dict[Hashable, list[Slot]] = {}
             for slot in group.outcome.targets:
-                fits = [one for one in group.outcome.sources if scores.fitting(one, slot) is not None]
-                if fits:
-                    made.append((next(slot.every()), [next(one.every()) for one in fits]))
+                sign = matching.signature(slot)
+                if sign not in known:
+                    fits = [some for some in sources.values() if scores.fitting(some[0], slot) is not None]
+                    known[sign] = [one for some in fits for one in some[:_SHOWN]][:_SHOWN]
+                if known[sign]:
+                    made.append((next(slot.every()), [next(one.every()) for one in known[sign]]))
         return made
 
     def questions(self) -> list[Question]:
         made = []
-        for unit, others in self.open_pairs:
-            names = ", ".join(repr(other.path) for other in others[:4])
-            answers = tuple(f"--hint '{other.path}={unit.path}'" for other in others[:4])
+        for unit, others in self.open_pairs[:_MOST_ASKED]:
+            names = ", ".join(repr(other.path) for other in others)
+            answers = tuple(f"--hint '{other.path}={unit.path}'" for other in others)
             made.append(
                 Question(
                     f"{unit.path!r} may come from {names}, but nothing in their names says so",
@@ -63,6 +76,8 @@ class Left:
                     answers,
                 )
             )
+        if (more := len(self.open_pairs) - _MOST_ASKED) > 0:
+            made.append(Question(f"{more} more parts of {self.target.label} may come from several of the source"))
         for group in self.groups:
             for small, large in group.outcome.crowds:
                 text = (
@@ -105,6 +120,12 @@ class Left:
     def _could_be(self, leaf: Leaf, path: str) -> str:
         """A key of the source that is not used and could hold a tensor, whole or as a part; "" if there is none."""
         own = self._group_of(path)
+        key = leaf.shape, id(own)
+        if key not in self._known:
+            self._known[key] = self._holder(leaf, own)
+        return self._known[key]
+
+    def _holder(self, leaf: Leaf, own: Group | None) -> str:
         for other in self._idle:
             if relations.relation(other.shape, leaf.shape) is not None or (
                 other.numel == leaf.numel and leaf.numel > 1
@@ -161,6 +182,8 @@ class Left:
         """Units of the target whose like in the source has another size."""
         made: dict[str, str] = {}
         for group in self.groups:
+            if len(group.outcome.targets) * len(group.outcome.sources) > _MOST_PAIRS:
+                continue
             for slot in group.outcome.targets:
                 for other in group.outcome.sources:
                     alike = set(slot.words) & set(other.words) or slot.path == other.path
@@ -186,11 +209,11 @@ class Left:
             made.append(Leftover(leaf.key, leaf.shape, kind, text))
         return tuple(made)
 
-    def agreement(self) -> float:
-        """The share of the elements of the target's parameters that come from the source."""
+    def agreement(self, also: Collection[str] = ()) -> float:
+        """The share of the elements of the target's parameters that come from the source, or are in `also`."""
         needed = [leaf for leaf in self.target.leaves if not leaf.computed]
         whole = sum(leaf.numel for leaf in needed)
-        return sum(leaf.numel for leaf in needed if leaf.key in self.sure) / whole if whole else 0.0
+        return sum(leaf.numel for leaf in needed if leaf.key in self.sure or leaf.key in also) / whole if whole else 0.0
 
 
 def _is_part(a: Leaf, b: Leaf) -> bool:

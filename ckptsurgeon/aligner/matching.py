@@ -8,7 +8,7 @@ margin, and where it is no more than nothing, names do not tell.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
 from typing import TYPE_CHECKING
@@ -23,7 +23,9 @@ if TYPE_CHECKING:
 
 _ROUNDS = 3
 _MOST = 1500
+_MANY = 8
 _MOST_CYCLES = 300
+_MOST_RIVALS = 64
 _ORDER = 1e-3
 Allowed = Callable[[Slot, Slot], bool]
 
@@ -60,11 +62,17 @@ def match(sources: Sequence[Slot], targets: Sequence[Slot], votes: Votes, allowe
     told = scores.rarity(sources, targets)
     buckets = _buckets(sources, targets)
     out = Outcome([], [], [])
+    solved: list[Outcome] = []
     for number in range(_ROUNDS):
         before = {(id(pair.source), id(pair.target), pair.margin >= TELLING) for pair in out.pairs}
-        out = Outcome([], [], [])
-        for some, others in buckets:
-            _solve(some, others, told, votes, allowed, out)
+        for place, (some, others) in enumerate(buckets):
+            if number and _is_sure(solved[place], votes, some, others):
+                continue
+            found = Outcome([], [], [])
+            _solve(some, others, told, votes, allowed, found)
+            solved[place : place + 1] = [found]
+        out.pairs = [pair for one in solved for pair in one.pairs]
+        out.crowds = [crowd for one in solved for crowd in one.crowds]
         now = {(id(pair.source), id(pair.target), pair.margin >= TELLING) for pair in out.pairs}
         if number and now == before:
             break
@@ -75,6 +83,13 @@ def match(sources: Sequence[Slot], targets: Sequence[Slot], votes: Votes, allowe
     out.sources = [slot for slot in sources if id(slot) not in here]
     out.targets = [slot for slot in targets if id(slot) not in there]
     return out
+
+
+def _is_sure(found: Outcome, votes: Votes, some: list[Slot], others: list[Slot]) -> bool:
+    """Whether another round would change nothing: there is one way only, or no module above has been met."""
+    if found.crowds or (all(pair.alone for pair in found.pairs) and len(found.pairs) == len(some) == len(others)):
+        return True
+    return not votes.table([slot.path for slot in some], [slot.path for slot in others]).any()
 
 
 def _buckets(sources: Sequence[Slot], targets: Sequence[Slot]) -> list[tuple[list[Slot], list[Slot]]]:
@@ -96,23 +111,57 @@ def _solve(
     if max(len(some), len(others)) > _MOST:
         _by_path(some, others, out)
         return
-    fits = [[scores.fitting(a, b) if allowed is None or allowed(a, b) else None for b in others] for a in some]
-    points = scores.matrix(some, others, told, votes)
-    for i, row in enumerate(fits):
-        for j, one in enumerate(row):
-            points[i, j] = 0.0 if one is None else max(points[i, j] - one[1], 0.0)
+    if allowed is None and _is_same(some, others, out):
+        return
+    fits, costs = _fits(some, others)
+    points = np.maximum(scores.matrix(some, others, told, votes) - costs, 0.0)
+    if allowed is not None:
+        points *= [[allowed(a, b) for b in others] for a in some]
     apart = np.abs(_places(some)[:, None] - _places(others)[None, :])
     rows, columns = linear_sum_assignment(points - _ORDER * apart * (points > 0), maximize=True)
     margins, alike = _margins(points, rows.tolist(), columns.tolist())
     made: dict[int, Pair] = {}
+    rivals = (points > 0).sum(axis=1).tolist(), (points > 0).sum(axis=0).tolist()
     for at, (i, j) in enumerate(zip(rows.tolist(), columns.tolist(), strict=True)):
-        found = fits[i][j]
+        found = fits[signature(some[i]), signature(others[j])]
         if found is None or points[i, j] <= 0:
             continue
-        alone = int((points[i] > 0).sum()) == 1 and int((points[:, j] > 0).sum()) == 1
+        alone = rivals[0][i] == 1 and rivals[1][j] == 1
         made[at] = Pair(some[i], others[j], found[0], float(points[i, j]), margins[at], alone=alone)
         made[at].rivals = [some[row] for row in alike[at] if row < len(some) and row != i]
     out.pairs += made.values()
+
+
+Fits = Mapping[tuple[Hashable, Hashable], tuple[Roles, float] | None]
+
+
+def signature(slot: Slot) -> Hashable:
+    """All that decides whether shapes allow a match."""
+    return slot.present, tuple(slot.shapes.items())
+
+
+def _fits(some: list[Slot], others: list[Slot]) -> tuple[Fits, Matrix]:
+    """What shapes allow, by signatures, and what it costs: without end where they do not."""
+    import numpy as np
+
+    ours, theirs = ([signature(slot) for slot in side] for side in (some, others))
+    examples = [dict(zip(signs, side, strict=True)) for signs, side in ((ours, some), (theirs, others))]
+    found = {(a, b): scores.fitting(one, other) for a, one in examples[0].items() for b, other in examples[1].items()}
+    places = [{sign: place for place, sign in enumerate(side)} for side in examples]
+    small = np.array([[np.inf if (one := found[a, b]) is None else one[1] for b in places[1]] for a in places[0]])
+    costs: Matrix = small[np.ix_([places[0][sign] for sign in ours], [places[1][sign] for sign in theirs])]
+    return found, costs
+
+
+def _is_same(some: list[Slot], others: list[Slot], out: Outcome) -> bool:
+    """Match slots of the same names, where all names and all shapes are the same on both sides."""
+    named = {slot.path: slot for slot in some}
+    if len(some) < _MANY or len(some) != len(others) or {slot.path for slot in others} != named.keys():
+        return False
+    if any(signature(named[slot.path]) != signature(slot) for slot in others):
+        return False
+    _by_path(some, others, out)
+    return True
 
 
 def _by_path(some: list[Slot], others: list[Slot], out: Outcome) -> None:
@@ -163,5 +212,5 @@ def _margins(points: Matrix, rows: list[int], columns: list[int]) -> tuple[list[
     best = padded[np.arange(size), taken]  # nothing at all in its place
     margins = np.minimum(cycles.min(axis=1), np.where(best > 0, best, np.inf))
     near = cycles < TELLING
-    alike = [np.nonzero(near[row])[0].tolist() for row in rows]
+    alike = [np.nonzero(near[row])[0][:_MOST_RIVALS].tolist() for row in rows]
     return margins[rows].tolist(), alike

@@ -61,7 +61,7 @@ def meaning(path: str, beside: Collection[str], is_norm: bool) -> Meaning:
     for names, what in ((_TOKENS, "token embedding"), (_POSITIONS, "positions")):
         if last in names or (last == "embedding" and named[-2:-1] and named[-2] in names):
             return Meaning(what)
-    if last in _HEADS and len(named) <= 2 and inner <= {"head", "cls"} or last in _VOCABULARIES:
+    if (last in _HEADS and len(named) <= 2 and inner <= {"head", "cls"}) or last in _VOCABULARIES:
         return Meaning("head")
     return Meaning(_of_mlp(last, before, inner, beside))
 

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from ckptsurgeon.aligner.finding import Decided
 
 _SHOWN = 4
+TRIED = "by experiment alone"
+_ALONE: Mapping[Grade, str] = {"order": "by the order of definition alone", "tried": TRIED}
 
 
 def names(slot: Slot) -> tuple[str, ...]:
@@ -81,11 +83,11 @@ def evidence(pair: Pair, group: Group, grade: Grade, choice: Choice) -> Iterator
     if a.norm and a.norm == b.norm:
         yield f"norm {a.norm[0] + 1} of {a.norm[1]}"
     elif shared_ranks := sorted(a.ranks & b.ranks):
-        yield f"number {shared_ranks[0][0] + 1} of {shared_ranks[0][1]}"
-    if choice.orders:
+        yield f"number {shared_ranks[0][1] + 1} of {shared_ranks[0][2]}"
+    if choice.orders and grade != "tried":
         yield "layout as its siblings"
-    if grade == "order":
-        yield "by the order of definition alone"
+    if grade in _ALONE:
+        yield _ALONE[grade]
 
 
 def same_bytes(pair: Pair, source: Side) -> bool:

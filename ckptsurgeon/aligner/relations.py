@@ -46,6 +46,10 @@ def bare(shape: Shape) -> Shape:
 @lru_cache(1 << 16)
 def relation(source: Shape, target: Shape) -> Relation | None:
     """What makes a tensor of one shape one of the other; None where nothing known does."""
+    if prod(source) != prod(target):
+        return None
+    if sorted(bare(source)) != sorted(bare(target)):
+        return _flattened(bare(source), bare(target))
     if len(source) == len(target) and len(source) in _ORDERS:
         orders = _fitting(source, target)
         if orders and (orders[0] == tuple(range(len(source))) or len(source) > 2 or 1 not in source):
@@ -54,8 +58,10 @@ def relation(source: Shape, target: Shape) -> Relation | None:
     if a == b:
         return Relation(_fitting(a, b) or (tuple(range(len(a))),), ones=source != target)
     orders = _fitting(a, b) if len(a) == len(b) else ()
-    if orders:
-        return Relation(orders, ones=True)
+    return Relation(orders, ones=True) if orders else _flattened(a, b)
+
+
+def _flattened(a: Shape, b: Shape) -> Relation | None:
     return Relation((tuple(range(len(a))),), flat=True) if _is_flat(a, b) or _is_flat(b, a) else None
 
 

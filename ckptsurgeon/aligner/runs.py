@@ -12,12 +12,14 @@ import re
 from collections import Counter
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from ckptsurgeon.aligner.units import Unit
 
 _NUMBER = re.compile(r"\d+")
 _MOST_RUNS = 400
 _MOST_STEPS = 250_000
+_MOST_STEPS_IN_ALL = 5_000_000
 _ALIKE = 0.6
 
 
@@ -38,7 +40,7 @@ class Run:
     pattern: str
     blocks: list[Block]
 
-    @property
+    @cached_property
     def sizes(self) -> tuple[int, ...]:
         """The elements of each block."""
         return tuple(block.numel for block in self.blocks)
@@ -126,16 +128,22 @@ def runs(units: Iterable[Unit]) -> list[Run]:
 
 def meetings(sources: Sequence[Run], targets: Sequence[Run]) -> list[Meeting]:
     """Every pair of runs that may go together, the best first."""
-    made = [found for source in sources for target in targets if (found := _meeting(source, target)) is not None]
+    made, steps = [], _MOST_STEPS_IN_ALL
+    for source in sources:
+        for target in targets:
+            here = len(source.blocks) * len(target.blocks)
+            found = _meeting(source, target, here <= min(steps, _MOST_STEPS))
+            steps -= here if source.sizes != target.sizes else 0
+            made += [found] if found is not None else []
     return sorted(made, key=lambda one: one.rank, reverse=True)
 
 
-def _meeting(source: Run, target: Run) -> Meeting | None:
+def _meeting(source: Run, target: Run, is_small: bool) -> Meeting | None:
     a, b = source.sizes, target.sizes
     if a == b:
         return Meeting(source, target, tuple((at, at) for at in range(len(a))), True)
     shared = (Counter(a) & Counter(b)).total()
-    if shared >= 2 and len(a) * len(b) <= _MOST_STEPS:
+    if shared >= 2 and is_small:
         pairs, unique = _subsequence(a, b)
         if not unique:  # blocks of as many elements by chance
             closer, closer_unique = _subsequence(_exactly(source), _exactly(target))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from math import log
 from typing import TYPE_CHECKING
 
@@ -71,13 +71,53 @@ def rarity(sources: Sequence[Slot], targets: Sequence[Slot]) -> dict[str, float]
 
 def matrix(sources: Sequence[Slot], targets: Sequence[Slot], told: Mapping[str, float], votes: Votes) -> Matrix:
     """The points of every pair by names alone, whether shapes allow it or not."""
+    made = MATCH + WORDS * _words(sources, targets, told)
+    made += votes.table([slot.path for slot in sources], [slot.path for slot in targets])
+    made += PATH * _equal([(slot.path, slot.kin) for slot in sources], [(slot.path, slot.kin) for slot in targets])
+    what = [[slot.means.what.removesuffix(" by heads") or None for slot in side] for side in (sources, targets)]
+    made += OTHER_MEANING * _both(*what) + (MEANING - OTHER_MEANING) * _equal(*what)
+    norms = [[slot.norm for slot in side] for side in (sources, targets)]
+    counts = [[norm and norm[1] for norm in side] for side in norms]
+    same_count = _equal(*counts)
+    made += OTHER_NORM * same_count + (NORM - OTHER_NORM) * _equal(*norms)
+    made += RANK * (1 - same_count) * _meeting([slot.ranks for slot in sources], [slot.ranks for slot in targets])
+    for j, target in enumerate(targets):
+        if target.units and target.units[0].kind:
+            made[:, j] += [KIND * _other_kind(source, target) for source in sources]
+    return made
+
+
+def _codes(*sides: Sequence[Hashable]) -> list[np.ndarray[tuple[int], np.dtype[np.int64]]]:
+    """A number for every value, the same for equal ones; -1 for None."""
     import numpy as np
 
-    made = np.full((len(sources), len(targets)), MATCH)
-    made += WORDS * _words(sources, targets, told)
-    for i, source in enumerate(sources):
-        for j, target in enumerate(targets):
-            made[i, j] += _pair(source, target, votes)
+    numbers: dict[Hashable, int] = {}
+    return [
+        np.array([-1 if value is None else numbers.setdefault(value, len(numbers)) for value in side]) for side in sides
+    ]
+
+
+def _equal(ours: Sequence[Hashable], others: Sequence[Hashable]) -> Matrix:
+    """1 where two values are there and equal."""
+    a, b = _codes(ours, others)
+    made: Matrix = ((a[:, None] == b[None, :]) & (a >= 0)[:, None]).astype(float)
+    return made
+
+
+def _both(ours: Sequence[Hashable], others: Sequence[Hashable]) -> Matrix:
+    """1 where two values are there."""
+    a, b = _codes(ours, others)
+    made: Matrix = ((a >= 0)[:, None] & (b >= 0)[None, :]).astype(float)
+    return made
+
+
+def _meeting(ours: Sequence[Collection[Hashable]], others: Sequence[Collection[Hashable]]) -> Matrix:
+    """1 where two sets have something in common."""
+    import numpy as np
+
+    shared = sorted({one for some in ours for one in some} & {one for some in others for one in some}, key=repr)
+    tables = [np.array([[one in some for one in shared] for some in side], dtype=float) for side in (ours, others)]
+    made: Matrix = np.minimum(tables[0] @ tables[1].T, 1.0) if shared else np.zeros((len(ours), len(others)))
     return made
 
 
@@ -85,36 +125,22 @@ def _words(sources: Sequence[Slot], targets: Sequence[Slot], told: Mapping[str, 
     """The weighted share of words that both have."""
     import numpy as np
 
-    places = {word: place for place, word in enumerate(told)}
+    ours, others = ([set(slot.words) for slot in side] for side in (sources, targets))
+    shared = set().union(*ours) & set().union(*others)
+    places = {word: place for place, word in enumerate(sorted(shared))}
     weights = np.array([told[word] for word in places])
 
-    def table(some: Sequence[Slot]) -> Matrix:
+    def table(some: Sequence[set[str]]) -> Matrix:
         rows = np.zeros((len(some), len(places)))
-        for row, slot in enumerate(some):
-            rows[row, [places[word] for word in slot.words]] = 1
+        for row, words in enumerate(some):
+            rows[row, [places[word] for word in words & shared]] = 1
         return rows
 
-    a, b = table(sources), table(targets)
-    both = (a * weights) @ b.T
-    either = (a @ weights)[:, None] + (b @ weights)[None, :] - both
+    both = (table(ours) * weights) @ table(others).T
+    sums = [np.array([sum(told[word] for word in words) for words in side]) for side in (ours, others)]
+    either = sums[0][:, None] + sums[1][None, :] - both
     shares: Matrix = np.divide(both, either, out=np.zeros_like(both), where=either > 0)
     return shares
-
-
-def _pair(source: Slot, target: Slot, votes: Votes) -> float:
-    points = votes.bonus(source.path, target.path)
-    a, b = source.means.what, target.means.what
-    if a and b:
-        points += MEANING if a.removesuffix(" by heads") == b.removesuffix(" by heads") else OTHER_MEANING
-    if source.norm and target.norm and source.norm[1] == target.norm[1]:
-        points += NORM if source.norm == target.norm else OTHER_NORM
-    elif source.ranks & target.ranks:
-        points += RANK
-    if source.path == target.path and source.kin == target.kin:
-        points += PATH
-    if _other_kind(source, target):
-        points += KIND
-    return points
 
 
 def _other_kind(source: Slot, target: Slot) -> bool:

@@ -46,8 +46,9 @@ class Slot:
     how: Literal["", "concat", "stack"] = ""
     means: Meaning = _NONE
     words: tuple[str, ...] = ()
-    ranks: frozenset[tuple[int, int]] = frozenset()
-    """The places among the units that differ from it in one number or in all of them, and how many they are."""
+    ranks: frozenset[tuple[str, int, int]] = frozenset()
+    """The places among the units that differ from it in one number or in all of them, or have its shapes too, and how
+    many they are: only places among families of one kind are compared."""
     kin: int = 1
     """How many units of its shapes differ from it in numbers alone, with itself."""
     norm: tuple[int, int] | None = None
@@ -111,14 +112,14 @@ def described(made: list[Slot]) -> list[Slot]:
     for slot in made:
         slot.ranks = frozenset()
     for slot, rank in _ranked(numbered, _pattern, _numbers):
-        slot.ranks |= {rank}
+        slot.ranks |= {("all", *rank)}
     for slot, rank in _ranked(numbered, lambda slot: (_pattern(slot), *slot.shapes.values()), _numbers):
-        slot.ranks |= {rank}
+        slot.ranks |= {("of a shape", *rank)}
         slot.kin = rank[1]
     for place in range(max((len(_numbers(slot)) for slot in numbered), default=0)):
         several = [slot for slot in numbered if len(_numbers(slot)) > max(place, 1)]
         for slot, rank in _ranked(several, partial(_all_but, place), _numbers):
-            slot.ranks |= {rank}
+            slot.ranks |= {("but one", *rank)}
     _beside(made)
     _complete(made)
     norms = [slot for slot in made if slot.means.order is not None]
@@ -129,7 +130,8 @@ def described(made: list[Slot]) -> list[Slot]:
 
 def _beside(made: list[Slot]) -> None:
     """The order of a norm whose name says nothing, told by what stands beside it: `0.norm` and `0.to_qkv`."""
-    attention = {slot.path.partition(".")[0] for slot in made if slot.means.what.startswith(("qkv", "q", "attention out"))}
+    told = ("q", "qkv", "attention out")
+    attention = {slot.path.partition(".")[0] for slot in made if slot.means.what in told}
     for slot in made:
         first, dot, _ = slot.path.partition(".")
         if dot and first in attention and len(attention) == 1 and _is_norm(slot) and set(slot.words) <= {"norm"}:
@@ -137,8 +139,8 @@ def _beside(made: list[Slot]) -> None:
 
 
 def _complete(made: list[Slot]) -> None:
-    """The order of the one norm of a block whose name is `norm` and nothing else, told by the only other one: `ln` beside
-    `attention.ln` is that of the MLP, `layer_norm` beside `final_layer_norm` that of attention."""
+    """The order of the one norm of a block whose name is `norm` and nothing else, told by the only other one: `ln`
+    beside `attention.ln` is that of the MLP, `layer_norm` beside `final_layer_norm` that of attention."""
     families: dict[object, list[Slot]] = defaultdict(list)
     for slot in made:
         if _is_norm(slot):

@@ -80,6 +80,23 @@ Hints = Annotated[
         help="What is called the one in IN is called the other in the target; may be repeated.",
     ),
 ]
+SourceModel = Annotated[
+    str | None,
+    typer.Option("--source", metavar="MODEL", help="The model that IN is for; a model spec names code, which is run."),
+]
+Input = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--input",
+        metavar="SHAPE",
+        help="What both models are given: 2x3x224x224, or 2x16:1000 for whole numbers below 1000, with NAME= before it "
+        "where it goes by name; repeated for several.",
+    ),
+]
+Tolerance = Annotated[
+    float | None,
+    typer.Option(metavar="X", help="The largest relative error of outputs that are the same; 1e-4 if not given."),
+]
 Variables = Annotated[
     list[str] | None,
     typer.Option(

@@ -18,7 +18,7 @@ from typing import Annotated
 
 import typer
 
-COMMANDS = ("ls", "diff", "remap", "align", "convert", "verify", "invert", "freeze-plan", "rules", "recipes")
+COMMANDS = ("ls", "diff", "remap", "align", "check", "convert", "verify", "invert", "freeze-plan", "rules", "recipes")
 
 
 def _version(wanted: bool) -> None:

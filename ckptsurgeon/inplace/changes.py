@@ -340,6 +340,8 @@ def command(source: object, recipe: Recipe, to: object, options: Mapping[str, An
         value = given
         if option == "init" and isinstance(value, Mapping):
             value = " ".join(f"{name}={word}" for name, word in value.items())
-        if option not in ("cache", "beside") and value not in (None, False, 0):
+        if option == "hints":
+            words += [word for hint in value for word in ("--hint", hint)]
+        elif option not in ("cache", "beside") and value not in (None, False, 0):
             words += [f"--{option.replace('_', '-')}", *([] if value is True else [str(value)])]
     return shlex.join(words)

@@ -10,6 +10,7 @@ from typing import Any
 
 from ckptsurgeon.aligner import Alignment, Leftover, Match
 from ckptsurgeon.report._text import columns, percent, plural, shown
+from ckptsurgeon.report.checked import number
 from ckptsurgeon.report.grouping import group
 from ckptsurgeon.rules import document
 
@@ -73,10 +74,12 @@ def _about(left: Leftover) -> str:
 
 def _end(found: Alignment, output: os.PathLike[str] | None) -> list[str]:
     grades = Counter(edge.grade for edge in found.edges for _ in edge.targets)
-    words = {"certain": "certain", "order": "by order", "open": "open"}
+    words = {"certain": "certain", "order": "by order", "tried": "by experiment", "open": "open"}
     counts = ", ".join(f"{count:,} {words[grade]}" for grade, count in grades.items())
     share = f"{percent(found.agreement)} of the parameters of {found.target.label} come from the source"
     lines = [shown(f"{share} ({counts or 'none'})")]
+    if found.tried:
+        lines.append(shown(f"by experiment: {found.tried}"))
     if output is not None:
         lines.append(f"wrote {shown(os.fspath(output))}: {plural(len(found.recipe.rules), 'rule')}")
     return lines
@@ -105,6 +108,7 @@ def data(found: Alignment, output: os.PathLike[str] | None = None) -> dict[str, 
             }
             for one in found.questions
         ],
+        "tried": found.tried or None,
         "missing": [_leftover(left) for left in found.missing],
         "unused": [_leftover(left) for left in found.unused],
         "problems": [problem.text for problem in found.refusals(fit=True)],
@@ -123,6 +127,7 @@ def _match(match: Match) -> dict[str, Any]:
         "grade": match.grade,
         "margin": round(match.margin, 3) if isfinite(match.margin) else None,
         "why": list(match.why),
+        "error": number(match.error),
     }
 
 
@@ -155,6 +160,8 @@ def recipe(found: Alignment) -> str:
 
 def _comments(found: Alignment) -> Iterator[str]:
     yield _line(f"{percent(found.agreement)} of the parameters of {found.target.label} come from the source")
+    if any(match.grade == "tried" for match in found.matches):
+        yield _line(f"Found by experiment, where it says so: {found.tried}")
     for title, some in (("missing in the source", found.missing), ("not used", found.unused)):
         for merged in group((left.key, _about(left)) for left in some):
             yield _line(f"{title}: {merged.name}: {merged.label}")

@@ -148,10 +148,18 @@ def _totals(diff: Diff) -> list[str]:
         if found.alternatives:
             ways = ", or ".join(found.alternatives)
             lines.append(f"hint: the names of {found.tensors} instead of {found.now} tensors are found with {ways}")
-            return lines
+            return lines + _alignable(diff)
         rules = " ".join(f"--rule {quote(rule)}" for rule in found.rules)
         lines.append(f"hint: with {rules} the names of {found.tensors} instead of {found.now} tensors are found")
-    return lines
+    return lines + _alignable(diff)
+
+
+def _alignable(diff: Diff) -> list[str]:
+    """What an alignment would reach."""
+    if diff.alignable is None:
+        return []
+    what = f"{percent(diff.alignable)} of the elements of {shown(diff.right)}"
+    return [f"hint: `ckpt align` finds rules for {what}, and `ckpt remap --auto` applies them where they are certain"]
 
 
 def quote(rule: str) -> str:
@@ -196,6 +204,7 @@ def data(diff: Diff, match: re.Pattern[str] | None = None, limit: int | None = N
             "tensors": diff.suggestion.tensors,
             "now": diff.suggestion.now,
         },
+        "alignable": diff.alignable,
         "keys": [_row(row, diff.has_values) for row in kept],
         "not_shown": len(rows) - len(kept),
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
 from ckptsurgeon.checkpoint import Checkpoint, Target
@@ -10,7 +11,7 @@ from ckptsurgeon.checkpoint import Checkpoint, Target
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["built", "is_spec", "of"]
+__all__ = ["built", "is_spec", "of", "quiet", "real"]
 
 
 def is_spec(name: str) -> bool:
@@ -49,3 +50,22 @@ def built(name: str) -> torch.nn.Module:
     from ckptsurgeon.targets import spec
 
     return spec.built(name)
+
+
+def real(name: str, seed: int = 0) -> torch.nn.Module:
+    """The live module that a model spec names, with values on the CPU that are drawn from `seed`.
+
+    Code of one's own may give the same module every time.
+    Raises TargetError when it cannot be found, imported or built.
+    """
+    from ckptsurgeon.targets import spec
+
+    return spec.real(name, seed)
+
+
+def quiet() -> AbstractContextManager[None]:
+    """While the code of a model runs: what it prints goes to stderr, its warnings nowhere, and what it draws at random
+    leaves the caller's random state as it was."""
+    from ckptsurgeon.targets import spec
+
+    return spec.quiet()

@@ -112,6 +112,12 @@ def built(text: str) -> torch.nn.Module:
     return made
 
 
+def real(text: str, seed: int) -> torch.nn.Module:
+    """The module that a spec names, with values from `seed`. TargetError as `target`."""
+    spec = parse(text)
+    return _build_seeded(spec, _factory(spec), seed)
+
+
 def _target(spec: Spec) -> Target:
     factory = _factory(spec)
 
@@ -124,7 +130,7 @@ def _target(spec: Spec) -> Target:
 def _factory(spec: Spec) -> Callable[[], Any]:
     """A call without arguments that makes the model."""
     find = {"torchvision": _torchvision, "timm": _timm, "transformers": _transformers}.get(spec.source)
-    with _quiet():
+    with quiet():
         _seed(0)  # what a module makes when it is imported is the same every time
         try:
             return _code(spec) if find is None else find(spec)
@@ -140,7 +146,7 @@ def _words(error: BaseException) -> str:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """What a model's code prints goes to stderr, its warnings nowhere, and what it draws at random
     leaves the caller's random state as it was."""
     import random
@@ -279,7 +285,7 @@ def _build_light(spec: Spec, factory: Callable[[], Any]) -> Any:
     """The model on the meta device; quietly on the CPU where its code cannot do that."""
     import torch
 
-    with _quiet():
+    with quiet():
         try:
             with torch.device("meta"):
                 return _module(spec, factory())
@@ -319,7 +325,7 @@ def _seed(seed: int) -> None:
 
 def _build_seeded(spec: Spec, factory: Callable[[], Any], seed: int) -> torch.nn.Module:
     """The model with real values on the CPU, from `seed`."""
-    with _quiet():
+    with quiet():
         _seed(seed)
         made: torch.nn.Module = _build(spec, factory)
         return made

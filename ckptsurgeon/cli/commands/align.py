@@ -11,6 +11,7 @@ from ckptsurgeon.cli._options import (
     Config,
     Force,
     Hints,
+    Input,
     Json,
     NoCache,
     Quiet,
@@ -18,6 +19,8 @@ from ckptsurgeon.cli._options import (
     RecipeFile,
     Rules,
     Select,
+    SourceModel,
+    Tolerance,
     Variables,
     rules_of,
 )
@@ -39,6 +42,17 @@ def align(
     variables: Variables = None,
     config: Config = None,
     hint: Hints = None,
+    attempt: Annotated[
+        bool,
+        typer.Option(
+            "--try",
+            help="Settle what is open by experiment: run the model of --source and MODEL, and see what gives equal "
+            "outputs.",
+        ),
+    ] = False,
+    model: SourceModel = None,
+    input: Input = None,
+    tolerance: Tolerance = None,
     force: Force = False,
     select: Select = None,
     no_cache: NoCache = False,
@@ -51,16 +65,30 @@ def align(
     Only headers are read. Shown is what goes where, how sure that is and why, then the rules. Exit 0 where `ckpt remap
     --auto --fit` would apply them; exit 1 where something is open or the architectures differ: then the questions are
     on stderr, with the --hint or --rule that answers each, and no recipe is written.
+
+    With --try twins and square matrices that are open are put one way and another, and what alone makes both models
+    give the same outputs is taken; it is shown as tried, with the error. What makes no difference stays open.
     """
     from ckptsurgeon import surgery
+    from ckptsurgeon.errors import UsageError
     from ckptsurgeon.report import aligned
 
     sink = Sink(as_json, quiet)
+    if attempt != (model is not None) or ((input or tolerance is not None) and not attempt):
+        raise UsageError("--try runs both models: it goes with --source MODEL, and --input and --tolerance with it")
     rules = rules_of(recipe, rule, variables, config)
     with busy(f"aligning with {target}", sink.shows_progress):
         found = surgery.align(source, target, rules, hints=tuple(hint or ()), select=select, cache=not no_cache)
     if found.target.cached:
         sink.cached(found.target.label)
+    if model is not None:
+        from ckptsurgeon import forward
+
+        given = forward.described(input) if input else None
+        with busy("running both models", sink.shows_progress):
+            found = forward.try_alignment(
+                found, model, target, given, tolerance=forward.TOLERANCE if tolerance is None else tolerance
+            )
     refused = found.refusals(fit=True)
     written = None
     if output is not None and not refused:
