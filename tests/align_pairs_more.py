@@ -14,10 +14,18 @@ from torch import Tensor, nn
 
 
 def clip() -> nn.Module:
-    text = {"hidden_size": 24, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 50}
+    text = {
+        "hidden_size": 24,
+        "intermediate_size": 96,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "vocab_size": 50,
+    }
     vision = {"hidden_size": 24, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 2}
     text |= {"max_position_embeddings": 10, "bos_token_id": 48, "eos_token_id": 49}
-    config = T.CLIPConfig(text_config=text, vision_config=vision | {"image_size": 32, "patch_size": 8}, projection_dim=24)
+    config = T.CLIPConfig(
+        text_config=text, vision_config=vision | {"image_size": 32, "patch_size": 8}, projection_dim=24
+    )
     return T.CLIPModel(config)
 
 
@@ -64,7 +72,9 @@ DISTIL = renaming(
 
 
 def gpt2() -> nn.Module:
-    return T.GPT2LMHeadModel(T.GPT2Config(n_embd=32, n_layer=2, n_head=4, vocab_size=60, n_positions=16, bos_token_id=1, eos_token_id=2))
+    return T.GPT2LMHeadModel(
+        T.GPT2Config(n_embd=32, n_layer=2, n_head=4, vocab_size=60, n_positions=16, bos_token_id=1, eos_token_id=2)
+    )
 
 
 TF_GPT2 = steps(
@@ -148,7 +158,9 @@ def grouped_llama() -> nn.Module:
 
 
 def speech() -> nn.Module:
-    return T.Wav2Vec2Model(T.Wav2Vec2Config(**LM, **SPEECH, feat_extract_norm="layer", do_stable_layer_norm=True, conv_bias=True))
+    return T.Wav2Vec2Model(
+        T.Wav2Vec2Config(**LM, **SPEECH, feat_extract_norm="layer", do_stable_layer_norm=True, conv_bias=True)
+    )
 
 
 FAIRSEQ_LARGE = steps(
@@ -165,10 +177,22 @@ FAIRSEQ_LARGE = steps(
 
 
 def sam() -> nn.Module:
-    vision = {"hidden_size": 16, "output_channels": 8, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 32}
+    vision = {
+        "hidden_size": 16,
+        "output_channels": 8,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "image_size": 32,
+    }
     vision |= {"patch_size": 8, "window_size": 2, "global_attn_indexes": [1], "mlp_dim": 32, "num_pos_feats": 4}
     prompt = {"hidden_size": 8, "image_size": 32, "patch_size": 8, "mask_input_channels": 4}
-    mask = {"hidden_size": 8, "num_attention_heads": 2, "mlp_dim": 24, "num_hidden_layers": 2, "iou_head_hidden_dim": 12}
+    mask = {
+        "hidden_size": 8,
+        "num_attention_heads": 2,
+        "mlp_dim": 24,
+        "num_hidden_layers": 2,
+        "iou_head_hidden_dim": 12,
+    }
     return T.SamModel(T.SamConfig(vision_config=vision, prompt_encoder_config=prompt, mask_decoder_config=mask))
 
 
@@ -242,7 +266,9 @@ class SpatialTransformer(nn.Module):
         block.norm1, block.attn1 = nn.LayerNorm(width), CrossAttention(width, width)
         block.norm2, block.attn2 = nn.LayerNorm(width), CrossAttention(width, 20)
         block.norm3, block.ff = nn.LayerNorm(width), nn.Module()
-        block.ff.net = nn.ModuleList([nn.ModuleDict({"proj": nn.Linear(width, 8 * width)}), nn.Dropout(), nn.Linear(4 * width, width)])
+        block.ff.net = nn.ModuleList(
+            [nn.ModuleDict({"proj": nn.Linear(width, 8 * width)}), nn.Dropout(), nn.Linear(4 * width, width)]
+        )
         self.transformer_blocks = nn.ModuleList([block])
         self.proj_out = nn.Conv2d(width, width, 1)
 
@@ -275,7 +301,9 @@ def compvis(found: State) -> State:
         if place:
             number = 1 + 3 * int(place[1]) + (2 if place[2] == "downsamplers" else int(place[3]))
             kind = {"resnets": "0", "attentions": "1", "downsamplers": "0.op"}[place[2]]
-            key = f"input_blocks.{number}.{kind}." + key[place.end() :].replace("conv.", "" if place[2] == "downsamplers" else "conv.")
+            key = f"input_blocks.{number}.{kind}." + key[place.end() :].replace(
+                "conv.", "" if place[2] == "downsamplers" else "conv."
+            )
             key = key.replace("0.op.conv.", "0.op.")
         made[key] = value
     names = renaming(
