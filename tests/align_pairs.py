@@ -1,5 +1,5 @@
-"""Pairs of libraries that hold one architecture, for the aligner: a model of one library, and its state dict as the other
-library (or a well-known repository) would write it.
+"""Pairs of libraries that hold one architecture, for the aligner: a model of one library, and its state dict as the
+other library (or a well-known repository) would write it.
 
 `write` is the proven conversion.  Where the other library is here too, its model is built, loaded with what was written
 and run beside the first; where it is not, its names are those of its published code, and what is right follows from
@@ -46,7 +46,7 @@ def told(model: nn.Module, seed: int) -> nn.Module:
     for key, value in [*model.named_parameters(), *model.named_buffers()]:
         if key.endswith("num_batches_tracked"):
             value.fill_(int(torch.randint(1, 1000, (), generator=chance)))
-        elif key.endswith("running_var") or key.endswith(("original0", "weight_g")):
+        elif key.endswith(("running_var", "original0", "weight_g")):
             value.copy_(0.5 + torch.rand(value.shape, generator=chance))
         elif value.is_floating_point():
             noise = torch.randn(value.shape, generator=chance)

@@ -315,7 +315,10 @@ def hf_regnet() -> nn.Module:
     return T.RegNetForImageClassification(T.RegNetConfig(**size, layer_type="y", num_labels=7))
 
 
-REGNET_BLOCK = (r"^trunk_output\.block(\d)\.block\d-(\d)\.", lambda m: f"regnet.encoder.stages.{int(m[1]) - 1}.layers.{m[2]}.")
+REGNET_BLOCK = (
+    r"^trunk_output\.block(\d)\.block\d-(\d)\.",
+    lambda m: f"regnet.encoder.stages.{int(m[1]) - 1}.layers.{m[2]}.",
+)
 HF_REGNET = renaming(
     (r"^stem\.0", "regnet.embedder.embedder.convolution"), (r"^stem\.1", "regnet.embedder.embedder.normalization"),
     (r"\.proj\.0", ".shortcut.convolution"), (r"\.proj\.1", ".shortcut.normalization"),
@@ -423,7 +426,7 @@ PAIRS = [
     Pair("resnet: mmpretrain", resnet, MMDET),
     Pair("resnet: timm", resnet, lambda found: found, timm_resnet, image()),
     Pair("fpn: mmdetection", retina, MM_FPN),
-    called("densenet: timm", lambda: tv.DenseNet(8, (2, 3, 2), 64, num_classes=7),
+    called("densenet: timm", lambda: tv.DenseNet(8, (2, 3, 2), 16, num_classes=7),
            lambda: timm.models.densenet.DenseNet(8, (2, 3, 2), num_classes=7)),
     Pair("regnet: transformers", regnet, HF_REGNET, hf_regnet, image(64), (lambda m, x: m(x), logits)),
     Pair("regnet: timm", regnet, TIMM_REGNET),

@@ -134,7 +134,14 @@ def _beside(made: list[Slot]) -> None:
     attention = {slot.path.partition(".")[0] for slot in made if slot.means.what in told}
     for slot in made:
         first, dot, _ = slot.path.partition(".")
-        if dot and first in attention and len(attention) == 1 and _is_norm(slot) and set(slot.words) <= {"norm"}:
+        if (
+            slot.means.order is None
+            and dot
+            and first in attention
+            and len(attention) == 1
+            and _is_norm(slot)
+            and set(slot.words) <= {"norm"}
+        ):
             slot.means = Meaning(slot.means.what, 10)
 
 

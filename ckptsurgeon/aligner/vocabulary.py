@@ -106,7 +106,7 @@ def counted(path: str) -> str:
     """A path with numbers for words and letters that count.
 
     >>> counted("f.b.1"), counted("out_layers.3")
-    ('f.2.1', 'layers2.3')
+    ('6.2.1', 'layers2.3')
     """
     path = path.replace("in_layers", "layers1").replace("out_layers", "layers2")
     return ".".join(str("abcdef".index(part) + 1) if part in _LETTERS else part for part in path.split("."))
