@@ -80,10 +80,21 @@ def matrix(sources: Sequence[Slot], targets: Sequence[Slot], told: Mapping[str, 
     counts = [[norm and norm[1] for norm in side] for side in norms]
     same_count = _equal(*counts)
     made += OTHER_NORM * same_count + (NORM - OTHER_NORM) * _equal(*norms)
-    made += RANK * (1 - same_count) * _meeting([slot.ranks for slot in sources], [slot.ranks for slot in targets])
+    made += RANK * (1 - same_count) * _ranks(sources, targets)
     for j, target in enumerate(targets):
         if target.units and target.units[0].kind:
             made[:, j] += [KIND * _other_kind(source, target) for source in sources]
+    return made
+
+
+def _ranks(sources: Sequence[Slot], targets: Sequence[Slot]) -> Matrix:
+    """1 where two have one place: among all that differ in numbers alone, if these are as many; else among others."""
+    whole = [
+        [next((rank for rank in slot.ranks if rank[0] == "all"), None) for slot in side] for side in (sources, targets)
+    ]
+    as_many = _equal(*([rank and rank[2] for rank in side] for side in whole))
+    partly = _meeting([slot.ranks for slot in sources], [slot.ranks for slot in targets])
+    made: Matrix = as_many * _equal(*whole) + (1 - as_many) * partly
     return made
 
 

@@ -113,7 +113,7 @@ def described(made: list[Slot]) -> list[Slot]:
         slot.ranks = frozenset()
     for slot, rank in _ranked(numbered, _pattern, _numbers):
         slot.ranks |= {("all", *rank)}
-    for slot, rank in _ranked(numbered, lambda slot: (_pattern(slot), *slot.shapes.values()), _numbers):
+    for slot, rank in _ranked(numbered, lambda slot: (_pattern(slot), _form(slot)), _numbers):
         slot.ranks |= {("of a shape", *rank)}
         slot.kin = rank[1]
     for place in range(max((len(_numbers(slot)) for slot in numbered), default=0)):
@@ -123,7 +123,7 @@ def described(made: list[Slot]) -> list[Slot]:
     _beside(made)
     _complete(made)
     norms = [slot for slot in made if slot.means.order is not None]
-    for slot, rank in _ranked(norms, lambda slot: tuple(slot.shapes.values()), lambda slot: (slot.means.order or 0,)):
+    for slot, rank in _ranked(norms, _form, lambda slot: (slot.means.order or 0,)):
         slot.norm = rank
     return made
 
@@ -151,18 +151,27 @@ def _complete(made: list[Slot]) -> None:
     families: dict[object, list[Slot]] = defaultdict(list)
     for slot in made:
         if _is_norm(slot):
-            families[tuple(slot.shapes.values())].append(slot)
+            families[_form(slot)].append(slot)
     for family in families.values():
         bare = [slot for slot in family if slot.means.order is None and set(slot.words) <= {"norm"}]
-        others = [slot.means.order for slot in family if slot.means.order is not None]
-        if len(family) == 2 and len(bare) == 1 and others and others[0] in (10, 30):
-            bare[0].means = Meaning(bare[0].means.what, 40 - others[0])
+        others = [slot for slot in family if slot.means.order is not None]
+        if len(family) != 2 or len(bare) != 1 or len(others) != 1:
+            continue
+        if others[0].means.order in (10, 30):
+            bare[0].means = Meaning(bare[0].means.what, 40 - (others[0].means.order or 0))
+        elif others[0].means.order == 0 and _numbers(bare[0]) > _numbers(others[0]):  # `0.norm` and `1.net.0`
+            bare[0].means = Meaning(bare[0].means.what, 30)
 
 
 def _all_but(place: int, slot: Slot) -> object:
     """The path without one of its numbers."""
     numbers = _numbers(slot)
     return _pattern(slot), numbers[:place], numbers[place + 1 :]
+
+
+def _form(slot: Slot) -> object:
+    """The shapes of a slot, whatever the order in which the file has its tensors."""
+    return tuple(sorted(slot.shapes.items()))
 
 
 def _pattern(slot: Slot) -> str:
