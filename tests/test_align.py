@@ -1,4 +1,4 @@
-"""`cs.align`, `ckpt align` and `--auto`: what is certain is done, what is not is asked, and the question says its answer."""
+"""`cs.align`, `ckpt align`, `--auto`: what is certain is done, what is not is asked, and told how to answer."""
 
 from __future__ import annotations
 
