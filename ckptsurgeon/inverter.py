@@ -9,23 +9,21 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from ckptsurgeon.applying import Applying, about, options_of
 from ckptsurgeon.checkpoint import Checkpoint, Target
 from ckptsurgeon.errors import PlanError, Problem, RuleError
-from ckptsurgeon.ops import OPERATIONS, Numbered
 from ckptsurgeon.plans import Edge as Pair
 from ckptsurgeon.plans import Step
 from ckptsurgeon.rules import Recipe, Rule, condense, document, parse, render
-from ckptsurgeon.rules.condense import ASIDE, MARK, Edge, Line, Names
+from ckptsurgeon.rules.condense import ASIDE, MARK, Edge, Names
 from ckptsurgeon.tensor import TensorSpec
 
 _SHOWN = 3
 Specs = Mapping[str, TensorSpec]
-_READ: dict[str, Callable[[str], Any]] = {"pattern": re.compile, "numbered": Numbered, "template": str}
 
 
 @dataclass(frozen=True)
@@ -199,7 +197,7 @@ def _undone(work: _Watched, rule: Rule, edges: Sequence[Pair], before: Specs, af
         aside, some = _set_aside(some, after)
         lines += aside
         universe.update(member for edge in some for member in edge.members)
-        lines += [render(name, {**given, **_words(name, line)}) for line in condense.lines(some, universe)]
+        lines += [render(name, {**given, **condense.words(name, line)}) for line in condense.lines(some, universe)]
     return Undoing(rule, tuple(lines), operation.exactness == "rounded")
 
 
@@ -254,15 +252,3 @@ def _set_aside(edges: list[Edge], names: tuple[str, ...]) -> tuple[list[str], li
         goals.update(moved)
         made.append(Edge((ASIDE + edge.there[0],), edge.made, tuple(moved.values())))
     return [render("rename", _renaming(*pair)) for pair in condense.renames(goals, names)] if goals else [], made
-
-
-def _words(name: str, line: Line) -> dict[str, Any]:
-    """The patterns and templates of a line as the operation calls them."""
-    made: dict[str, Any] = {}
-    for param in OPERATIONS[name].params:
-        read = _READ.get(param.kind)
-        if read is None:
-            continue
-        texts = line.templates if param.kind == "template" else line.patterns
-        made[param.name] = tuple(map(read, texts)) if param.many else read(texts[0])
-    return made

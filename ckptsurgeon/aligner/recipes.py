@@ -9,19 +9,14 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
 
 from ckptsurgeon.aligner.deeds import RENAME, Deed, NotSaidError
 from ckptsurgeon.aligner.votes import ancestors
 from ckptsurgeon.applying import Applying
 from ckptsurgeon.checkpoint import Checkpoint
-from ckptsurgeon.ops import OPERATIONS, Numbered
 from ckptsurgeon.rules import Rule, condense, parse, render
 from ckptsurgeon.rules.condense import ASIDE, Edge
-
-_READ: dict[str, Callable[[str], Any]] = {"pattern": re.compile, "numbered": Numbered, "template": str}
-
 
 Wanted = Mapping[str, tuple[tuple[str, ...], tuple[int, ...]]]
 """Name → the keys of the source that it is made of, and its shape."""
@@ -51,7 +46,7 @@ def lines(
         rules.append(rule)
     edges = [Edge((kept,), (alias,)) for kept, alias in ties]
     for line in condense.lines(edges, set(work.refs)) if edges else ():
-        rule = parse(render("tie", _words("tie", line)))
+        rule = parse(render("tie", condense.words("tie", line)))
         _apply(work, rule)
         rules.append(rule)
     for name, (keys, shape) in wanted.items():
@@ -88,19 +83,7 @@ def _operations(deeds: Iterable[Deed], work: Applying) -> list[Rule]:
     universe = set(work.refs)
     for deed, edges in groups.values():
         found = condense.lines(edges, universe)
-        made += [parse(render(deed.name, {**deed.args, **_words(deed.name, line)})) for line in found]
-    return made
-
-
-def _words(name: str, line: condense.Line) -> dict[str, Any]:
-    """The patterns and templates of a line as the operation calls them."""
-    made: dict[str, Any] = {}
-    for param in OPERATIONS[name].params:
-        read = _READ.get(param.kind)
-        if read is None:
-            continue
-        texts = line.templates if param.kind == "template" else line.patterns
-        made[param.name] = tuple(map(read, texts)) if param.many else read(texts[0])
+        made += [parse(render(deed.name, {**deed.args, **condense.words(deed.name, line)})) for line in found]
     return made
 
 

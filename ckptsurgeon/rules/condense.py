@@ -8,10 +8,11 @@ what the pairs say, else it is cut smaller, down to a rule for each name.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from ckptsurgeon.ops import OperationError, expanded
+from ckptsurgeon.ops import OPERATIONS, Numbered, OperationError, expanded
 
 MARK = "\ue000"
 """Stands in a name for the number of `stack` and `unstack`, which is written `{i}`."""
@@ -20,6 +21,8 @@ ASIDE = "~."
 _DIGITS = re.compile(r"(\d+)")
 _MOST_FACTOR = 64
 _MOST_COLUMNS = 4
+
+_READ: dict[str, Callable[[str], Any]] = {"pattern": re.compile, "numbered": Numbered, "template": str}
 
 Names = tuple[str, ...]
 
@@ -67,6 +70,18 @@ def _by_number(edges: Sequence[Edge], universe: Collection[str]) -> list[Line]:
             if None not in made:
                 return [line for line in made if line is not None]
     return [_literal(edge) for edge in edges]
+
+
+def words(name: str, line: Line) -> dict[str, Any]:
+    """The patterns and templates of a line as the operation calls them."""
+    made: dict[str, Any] = {}
+    for param in OPERATIONS[name].params:
+        read = _READ.get(param.kind)
+        if read is None:
+            continue
+        texts = line.templates if param.kind == "template" else line.patterns
+        made[param.name] = tuple(map(read, texts)) if param.many else read(texts[0])
+    return made
 
 
 def renames(goals: Mapping[str, str], universe: Collection[str]) -> list[tuple[str, str]]:
