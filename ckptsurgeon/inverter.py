@@ -229,8 +229,7 @@ def _ways(
 
 
 def _drops(names: list[str], universe: Iterable[str]) -> tuple[str, ...]:
-    found = condense.lines([Edge((name,), ()) for name in names], set(universe))
-    return tuple(render("drop", {"pattern": re.compile(line.patterns[0])}) for line in found)
+    return tuple(render("drop", args) for args in condense.drops(names, set(universe)))
 
 
 def _renaming(pattern: str, template: str) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
@@ -11,7 +10,8 @@ from ckptsurgeon import planner
 from ckptsurgeon.checkpoint import Checkpoint, Target
 from ckptsurgeon.errors import Problem
 from ckptsurgeon.plans import STRICT, Plan, Policies
-from ckptsurgeon.rules import Recipe, parse, render
+from ckptsurgeon.rules import Recipe, condense, parse, render
+from ckptsurgeon.tensor import only_ones_differ
 
 if TYPE_CHECKING:
     from ckptsurgeon.aligner.hints import Hint
@@ -143,6 +143,11 @@ class Alignment:
                 problems.append(Problem(text, key=left.key, kind="unexpected"))
         return tuple(problems)
 
+    def _would_pass(self, left: Leftover) -> bool:
+        """Whether a key that has no place would be taken for one of the target by its name alone."""
+        entry = self.target.entries.get(left.key)
+        return entry is not None and only_ones_differ(left.shape, entry.spec.shape)
+
     def plan(self, fit: bool = False, *, seed: int = 0) -> Plan:
         """What the recipe comes to; its problems are the reasons not to apply it.
 
@@ -155,10 +160,8 @@ class Alignment:
         """The plan of the recipe under policies, with the refusals among its problems."""
         unexpected, _, missing = policies.settled()
         refused = self.refusals(policies.fit, missing=missing != "error", unexpected=unexpected != "error")
-        drops = [
-            left for left in self.unused if left.kind == "again" or (left.key in self.target.entries and not refused)
-        ]
-        rules = tuple(parse(render("drop", {"pattern": re.compile(f"^{re.escape(left.key)}$")})) for left in drops)
+        drops = [left.key for left in self.unused if left.kind == "again" or self._would_pass(left)]
+        rules = tuple(parse(render("drop", args)) for args in condense.drops(drops, set(self.source)))
         recipe = replace(
             self.recipe, rules=(*self.recipe.rules[: self.given], *rules, *self.recipe.rules[self.given :])
         )

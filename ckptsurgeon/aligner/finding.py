@@ -11,6 +11,7 @@ from ckptsurgeon.aligner.alignment import Alignment, Edge, Grade, Match, Questio
 from ckptsurgeon.aligner.deeds import Choice, Deed, NotSaidError, companions, deeds
 from ckptsurgeon.aligner.groups import Group
 from ckptsurgeon.aligner.hints import Hint, allowed, check
+from ckptsurgeon.aligner.hints import names as named
 from ckptsurgeon.aligner.matching import Pair
 from ckptsurgeon.aligner.openings import Verdict
 from ckptsurgeon.aligner.relations import Order
@@ -42,7 +43,7 @@ def align(
     ours, others = units.of_checkpoint(source), units.of_target(target)
     check(hints, ours, others)
     ours, others = units.untied(ours, others)
-    if inorder.is_hashed(ours) or inorder.is_hashed(others):
+    if not hints and (inorder.is_hashed(ours) or inorder.is_hashed(others)):
         return _hashed(source, target, ours, others)
     heeded = allowed(hints) if hints else None
     found = grouping.groups(ours, others, heeded)
@@ -52,7 +53,7 @@ def align(
     layouts_asked = openings.turn(asked, tried, orders)
     open_layouts = {id(pair) for pair, _ in layouts_asked}
     decided = [
-        _decided(pair, group, tried, by_order, orders, open_layouts, others, ours)
+        _decided(pair, group, tried, by_order, orders, open_layouts, others, ours, hints)
         for group in found
         for pair in (*group.outcome.pairs, *group.computed.pairs)
     ]
@@ -109,6 +110,7 @@ def _decided(
     open_layouts: set[int],
     target: Side,
     source: Side,
+    hints: Sequence[Hint],
 ) -> Decided:
     own = orders.get(id(pair), {})
     grade: Grade = "order" if id(pair) in by_order else "certain" if pair.margin >= TELLING else "open"
@@ -117,19 +119,25 @@ def _decided(
     if id(pair) in tried:
         grade = "tried"
     made = Decided(pair, group, grade, Choice(own))
+    hinted = named(hints, pair.source, pair.target)
     if group.doubt:
         made.grade = "open"
     elif grade == "open":
         made.asked = reasons.twins(pair, group)
-    elif grade != "tried" and reasons.is_weak(pair, group):
+    elif grade != "tried" and not hinted and reasons.is_weak(pair, group):
         made.grade, made.asked = "open", reasons.weak(pair, group)
-    elif id(pair) in open_layouts:
+    elif id(pair) in open_layouts and not (hinted and _is_plain(pair)):
         made.grade, made.asked = "open", reasons.square(pair, group)
-    elif any(relation.flat for _, relation in pair.roles.values()) and not layouts.is_patch(pair):
+    elif any(relation.flat for _, relation in pair.roles.values()):
         made.grade, made.asked = "open", reasons.flat(pair, group)
     else:
         _layout(made, target)
     return made
+
+
+def _is_plain(pair: Pair) -> bool:
+    """Whether tensors may go over as they are."""
+    return all(relation.orders[0] == tuple(range(len(relation.orders[0]))) for _, relation in pair.roles.values())
 
 
 def _layout(made: Decided, target: Side) -> None:
@@ -149,7 +157,7 @@ def _layout(made: Decided, target: Side) -> None:
         if not meta and target.facts.get("rotary") == 0:
             return
         if not meta or heads is None:
-            made.grade, made.asked = "open", reasons.rotary(made.pair, made.group, meta)
+            made.grade, made.asked = "open", reasons.rotary(made.pair, made.group, meta, told.rotary)
             return
         count = heads.queries if told.which == "q" else heads.keys
         made.choice = Choice(own, rotary=(told.rotary, count))

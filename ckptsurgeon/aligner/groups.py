@@ -136,7 +136,7 @@ def _outermost(some: Iterable[Run]) -> list[Run]:
 def _stand_in(run: Run) -> Slot:
     """A run as something that is matched by its name."""
     path = run.pattern.replace("{}", "0")
-    return slots.described([Slot(path, (0,), tuple(run.blocks[0].units[:1]), {"own": ((1,),)})])[0]
+    return slots.described([Slot(path, (0,), tuple(run.blocks[0].units[:1]), {"own": ((1,),)}, is_run=True)])[0]
 
 
 def _blocks(

@@ -53,8 +53,19 @@ def allowed(hints: Sequence[Hint]) -> Allowed:
     return made
 
 
+def names(hints: Sequence[Hint], source: Slot, target: Slot) -> bool:
+    """Whether a hint is about these two and nothing around them: then what it says is settled."""
+    return any(_ends(source, hint.source) and _ends(target, hint.target) for hint in hints)
+
+
+def _ends(slot: Slot, text: str) -> bool:
+    if slot.is_run:
+        return f".{slot.path}".replace("0", "{}").rstrip(".{}_").endswith(f".{text}")
+    return all(f".{unit.path}".endswith(f".{text}") for unit in slot.every())
+
+
 def _about(slot: Slot, text: str) -> bool:
-    if slot.shapes.get("own") == ((1,),) and not slot.path.startswith(slot.units[0].path):  # stands for a run
+    if slot.is_run:
         return _has(slot.path, text)
     return any(_has(leaf.key, text) for unit in slot.every() for leaf in unit.leaves.values())
 

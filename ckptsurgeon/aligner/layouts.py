@@ -21,6 +21,8 @@ _TRANSPOSED = ("Conv1D",)
 """Modules whose weight is (in, out): transformers' Conv1D of GPT-2."""
 _EMBEDDINGS = frozenset(("embed", "pos", "token", "type", "table", "cls", "dist", "reg"))
 _UNSAID = ("wqkv", "query_key_value")
+_SHARDED = ("qkv_proj", frozenset(("fc_in", "fc_out")))
+"""CodeGen's `qkv_proj`, told by the MLP beside it, holds queries, values and keys of each of four shards."""
 _META = frozenset(("w1", "w2", "w3"))
 
 
@@ -185,7 +187,7 @@ class Layout:
 
 def layout(pair: Pair, group: Group) -> Layout:
     """What conventions say of a match."""
-    if _is_unsaid(pair):
+    if _is_unsaid(pair) or _is_sharded(pair, group):
         return Layout("unsaid", "blocks")
     here, there = (_joined(slot) for slot in (pair.source, pair.target))
     gates = [slot.means.what.startswith(("gate and up", "kv")) for slot in (pair.source, pair.target)]
@@ -218,9 +220,17 @@ def _is_unsaid(pair: Pair) -> bool:
     return len({part.numel for part in apart.parts}) > 1
 
 
-def is_patch(pair: Pair) -> bool:
-    """Whether a flat kernel is that of patches, whose rows are channels, height and width in this order."""
-    return bool({"patch", "stem"} & {*pair.source.words, *pair.target.words})
+def _is_sharded(pair: Pair, group: Group) -> bool:
+    """Whether one side alone is spelt as in CodeGen, whose joined projection is laid out as no other."""
+    name, beside = _SHARDED
+    told = []
+    for slot, some in (
+        (pair.source, [one.source for one in group.outcome.pairs]),
+        (pair.target, [one.target for one in group.outcome.pairs]),
+    ):
+        ends = {one.path.rpartition(".")[2] for one in some}
+        told.append(not slot.parts and slot.path.rpartition(".")[2] == name and ends >= beside)
+    return told[0] != told[1]
 
 
 def _joined(slot: Slot) -> str:

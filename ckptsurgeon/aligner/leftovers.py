@@ -6,7 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Collection, Hashable, Sequence
 from functools import cached_property
 
-from ckptsurgeon.aligner import matching, relations, scores
+from ckptsurgeon.aligner import matching, reasons, relations, scores, slots
 from ckptsurgeon.aligner.alignment import Edge, Leftover, Question
 from ckptsurgeon.aligner.groups import Group
 from ckptsurgeon.aligner.runs import pattern
@@ -43,6 +43,8 @@ class Left:
         self.sure = {key for edge in edges if edge.grade != "open" for key in edge.targets} | {key for _, key in ties}
         self.asked = {key for edge in edges if edge.grade == "open" for key in edge.targets} - self.sure
         self.open_pairs = self._open_pairs()
+        self.joins = self._joins()
+        self.asked |= {key for question, _ in self.joins for key in question}
         self._known: dict[Hashable, str] = {}
         self.spare = {path for group in groups for path in group.spare[1]}
 
@@ -63,8 +65,26 @@ class Left:
                     made.append((next(slot.every()), [next(one.every()) for one in known[sign]]))
         return made
 
+    def _joins(self) -> list[tuple[tuple[str, ...], Question]]:
+        """Keys of the target that may be cut from, or joined to, what has a name that says nothing; and the question.
+
+        A tensor is asked about once."""
+        made: list[tuple[tuple[str, ...], Question]] = []
+        seen: set[str] = set()
+        for group in self.groups:
+            out = group.outcome
+            found = [(parts, whole, True) for parts, whole in slots.unsaid_joins(out.targets, out.sources)]
+            found += [(parts, whole, False) for parts, whole in slots.unsaid_joins(out.sources, out.targets)]
+            for parts, whole, is_cut in found:
+                targets = parts if is_cut else (whole,)
+                keys = tuple(leaf.key for slot in targets for unit in slot.every() for leaf in unit.needed.values())
+                if seen.isdisjoint(keys):
+                    seen.update(keys)
+                    made.append((keys, reasons.joined(parts, whole, is_cut)))
+        return made
+
     def questions(self) -> list[Question]:
-        made = []
+        made = [question for _, question in self.joins]
         for unit, others in self.open_pairs[:_MOST_ASKED]:
             names = ", ".join(repr(other.path) for other in others)
             answers = tuple(f"--hint '{other.path}={unit.path}'" for other in others)

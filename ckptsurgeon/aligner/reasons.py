@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -13,7 +14,7 @@ from ckptsurgeon.aligner.matching import Pair
 from ckptsurgeon.aligner.runs import pattern
 from ckptsurgeon.aligner.scores import MATCH, TELLING
 from ckptsurgeon.aligner.slots import Slot
-from ckptsurgeon.aligner.units import Side
+from ckptsurgeon.aligner.units import OWN, Side
 from ckptsurgeon.rules import Rule
 
 if TYPE_CHECKING:
@@ -141,25 +142,70 @@ def is_weak(pair: Pair, group: Group) -> bool:
 def weak(pair: Pair, group: Group) -> Question:
     a, b = _own(pair.source), _own(pair.target)
     text = f"{b!r} may be {a!r}, which alone has its shape, but nothing in the names says so"
-    return Question(text, (a,), (b,), (f"--hint '{a}={b}'",))
+    return Question(text, (a,), (b,), (_hint(a, b),))
+
+
+def _hint(a: str, b: str) -> str:
+    return f"--hint '{a}={b}'"
+
+
+def _last(slot: Slot) -> str:
+    return slot.path.rpartition(".")[2]
+
+
+def _weight(slot: Slot) -> str:
+    """A pattern of the keys of a slot's main tensor."""
+    leaves = next(slot.every()).leaves
+    role = next((role for role in ("weight", OWN) if role in leaves), next(iter(leaves)))
+    return f"{re.escape(_last(slot))}$" if role == OWN else f"\\.{re.escape(_last(slot))}\\.weight$"
 
 
 def flat(pair: Pair, group: Group) -> Question:
+    """torch unfolds channels, height, width; others height, width, channels."""
     a, b = _own(pair.source), _own(pair.target)
     text = f"{a!r} and {b!r} are as large, and nothing tells in which order dimensions were made one{_where(group)}"
-    return Question(text, (a,), (b,), (f"--rule 'reshape {a}.weight$ …'", "--rule 'rearrange …'"))
+    shape = next(iter(pair.target.shapes.values()))[0]
+    sizes = ",".join(map(str, (*shape[:1], -1) if len(shape) == 2 else shape))
+    key = _weight(pair.source)
+    return Question(text, (a,), (b,), (f"--rule 'reshape {key} {sizes}'", f"--rule \"rearrange {key} '…'\""))
+
+
+def _taken_apart(pair: Pair, options: str) -> str:
+    """The rule that cuts or joins queries, keys and values, under the names of the target."""
+    if pair.target.parts:
+        here, names = _last(pair.source), [_last(part) for part in pair.target.parts]
+        made = " ".join(f"\\1.{name}.\\2" for name in names)
+        return f"--rule 'split_qkv ^(.*)\\.{here}\\.(weight|bias)$ => {made} {options}'"
+    if pair.source.parts:
+        patterns = " ".join(f"^(.*)\\.{_last(part)}\\.(weight|bias)$" for part in pair.source.parts)
+        return f"--rule 'join_qkv {patterns} => \\1.{_last(pair.target)}.\\2 {options}'"
+    return f"--rule 'rearrange {_weight(pair.source)} …' {_hint(_own(pair.source), _own(pair.target))}"
 
 
 def unsaid(pair: Pair, group: Group) -> Question:
     a, b = _own(pair.source), _own(pair.target)
-    text = f"{a!r} and {b!r}: grouped queries are joined block by block in some models and group by group in others"
-    return Question(text, (a,), (b,), ("--rule 'split_qkv … heads=N kv=N layout=blocks'", "… layout=groups"))
+    text = f"{a!r} and {b!r}: such projections are joined block by block in some models and group by group in others"
+    ways = (f"heads=N kv=N layout={layout}" for layout in ("blocks", "groups"))
+    return Question(text, (a,), (b,), tuple(_taken_apart(pair, way) for way in ways))
 
 
 def unknown(pair: Pair, group: Group) -> Question:
     a, b = _own(pair.source), _own(pair.target)
     text = f"{a!r} → {b!r}: one is several projections in one, and the other's name does not tell how they lie in it"
-    return Question(text, (a,), (b,), (f"--rule '(\\.){a}\\. => \\1{b}.', if they lie alike",))
+    answer = f"--rule '\\.{re.escape(_last(pair.source))}\\. => .{_last(pair.target)}.', if they lie alike"
+    return Question(text, (a,), (b,), (answer,))
+
+
+def joined(parts: Sequence[Slot], whole: Slot, is_cut: bool) -> Question:
+    """What may be several projections in one, under a name that is in no table."""
+    names, last = [_last(part) for part in parts], _last(whole)
+    text = f"{_own(whole)!r} may be {', '.join(names)} in one, and how they lie in it its name does not tell"
+    made = " ".join(f"\\1{name}.\\2" for name in names)
+    found = " ".join(f"^(.*\\.|){name}\\.(weight|bias)$" for name in names)
+    rule = f"split ^(.*\\.|){last}\\.(weight|bias)$ => {made}" if is_cut else f"concat {found} => \\1{last}.\\2"
+    several, one = tuple(map(_own, parts)), (_own(whole),)
+    sources, targets = (one, several) if is_cut else (several, one)
+    return Question(text, sources, targets, (f"--rule '{rule}', if they lie one after another",))
 
 
 def unsayable(pair: Pair, group: Group, why: str) -> Question:
@@ -170,21 +216,23 @@ def unsayable(pair: Pair, group: Group, why: str) -> Question:
 def square(pair: Pair, group: Group) -> Question:
     a, b = _own(pair.source), _own(pair.target)
     text = f"{b!r} is square, and nothing tells whether {a!r} is to be transposed{_where(group)}"
-    key = next(iter(next(pair.source.every()).needed.values())).key
-    return Question(text, (a,), (b,), (f"--rule 'transpose {key}'",))
+    hint = _hint(a, b)
+    return Question(text, (a,), (b,), (f"{hint} if not", f"--rule 'transpose {_weight(pair.source)}' {hint} if so"))
 
 
 def by_heads(pair: Pair, group: Group) -> Question:
     a, b = _own(pair.source), _own(pair.target)
     text = f"{a!r} and {b!r}: queries, keys and values are joined head by head, and the number of heads is not known"
-    return Question(text, (a,), (b,), (f"--rule 'split_qkv … heads=N layout=groups' for {a}",))
+    return Question(text, (a,), (b,), (_taken_apart(pair, "heads=N layout=groups"),))
 
 
-def rotary(pair: Pair, group: Group, meta: bool) -> Question:
+def rotary(pair: Pair, group: Group, meta: bool, to: str) -> Question:
     a, b = _own(pair.source), _own(pair.target)
     why = "and the number of heads is not known" if meta else "if this is Meta's layout"
     text = f"{a!r} → {b!r}: rotary pairs may lie side by side in the one and in halves in the other, {why}"
-    return Question(text, (a,), (b,), (f"--rule 'rotary {a}.weight$ half heads=N'",))
+    rename = f"--rule '\\.{_last(pair.source)}\\. => .{_last(pair.target)}.'"
+    turn = f"--rule 'rotary {_weight(pair.source)} {to} heads=N' {rename}"
+    return Question(text, (a,), (b,), (turn, f"{rename} if they lie alike"))
 
 
 def questions(decided: Sequence[Decided], groups: Sequence[Group]) -> Iterator[Question]:

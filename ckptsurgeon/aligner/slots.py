@@ -52,14 +52,12 @@ class Slot:
     kin: int = 1
     """How many units of its shapes differ from it in numbers alone, with itself."""
     norm: tuple[int, int] | None = None
+    is_run: bool = False
+    """Whether it stands for a run of blocks, which goes by its path alone."""
 
     @property
     def at(self) -> int:
         return self.parts[0].at if self.parts else self.units[0].at
-
-    @property
-    def is_norm(self) -> bool:
-        return bool(self.units) and self.units[0].kind == "norm"
 
     @property
     def module_name(self) -> str:
@@ -231,6 +229,16 @@ def _concatenated(ours: list[Slot], others: list[Slot]) -> list[Slot]:
                     made = [slot for slot in made if slot not in parts]
                     made += [whole, *alone]
     return made
+
+
+def unsaid_joins(apart: list[Slot], joined: list[Slot]) -> Iterator[tuple[tuple[Slot, ...], Slot]]:
+    """Parts of one side that together are as large as something of the other whose name does not say what it is."""
+    for what, names in _JOINS:
+        for parts in _sets(apart, names):
+            whole, _ = _merged(parts, what, "")
+            for slot in joined if whole.shapes else ():
+                if slot.present == whole.present and _size(slot) == _size(whole):
+                    yield parts, slot
 
 
 def _size(slot: Slot) -> tuple[int, ...]:

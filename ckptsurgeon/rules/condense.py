@@ -72,6 +72,11 @@ def _by_number(edges: Sequence[Edge], universe: Collection[str]) -> list[Line]:
     return [_literal(edge) for edge in edges]
 
 
+def drops(names: Iterable[str], universe: Collection[str]) -> list[dict[str, Any]]:
+    """The arguments of `drop` rules that remove these names and no others."""
+    return [words("drop", line) for line in lines([Edge((name,), ()) for name in names], universe)]
+
+
 def words(name: str, line: Line) -> dict[str, Any]:
     """The patterns and templates of a line as the operation calls them."""
     made: dict[str, Any] = {}
