@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 from typing import Any
 
@@ -251,3 +253,69 @@ def test_diff_says_what_an_alignment_would_reach(net: Net, ckpt: Any) -> None:
     ran = ckpt("diff", "a.pth", "b.pth")
     assert "hint: `ckpt align` finds rules for 100 % of the elements of b.pth" in ran.out
     assert ckpt("diff", "a.pth", "b.pth", "--json").json["alignable"] == 1.0
+
+
+@pytest.mark.parametrize("old", [None, "rules: [a => b]\n"])
+def test_a_recipe_is_written_whole_or_not_at_all(
+    old: str | None, net: Net, ckpt: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a full disk the old recipe stays, and nothing else does."""
+    torch.save(other(net), "a.pth")
+    torch.save(net.state_dict(), "b.pth")
+    if old is not None:
+        Path("r.yaml").write_text(old)
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("ckptsurgeon.rules.document.os.fsync", full)
+    ran = ckpt("align", "a.pth", "b.pth", "-o", "r.yaml", "--force")
+    assert (ran.code, "r.yaml: the disk is full" in ran.err) == (2, True)
+    there = {path.name for path in Path().iterdir()}
+    assert there == {"a.pth", "b.pth"} | ({"r.yaml"} if old else set())
+    assert old is None or Path("r.yaml").read_text() == old
+
+
+def test_keys_with_odd_signs_that_have_no_place_are_dropped(net: Net) -> None:
+    """What is another name of a tensor goes, whatever signs are in it."""
+    odd = dict(net.state_dict())
+    odd["x\"y\n'z"] = odd["norm.weight"]
+    torch.save(odd, "a.pth")
+    made = cs.plan("a.pth", to=net, auto=True).check().result
+    assert list(made) == list(net.state_dict())
+
+
+def test_a_hint_that_names_two_settles_how_they_lie() -> None:
+    """Nothing tells whether square kernels are turned: the hint says that they are not, a rule that they are."""
+    square = {f"layers.{i}.kernel": torch.randn(4, 4) for i in range(3)}
+    torch.save(square, "a.pth")
+    torch.save({key.replace("kernel", "weight"): value for key, value in square.items()}, "b.pth")
+    assert not cs.align("a.pth", "b.pth").certain
+    hints = [f"layers.{i}=layers.{i}" for i in range(3)]
+    plain = cs.align("a.pth", "b.pth", hints=hints)
+    assert torch.equal(plain.plan().check().result["layers.1.weight"].read(), square["layers.1.kernel"])
+    turned = cs.align("a.pth", "b.pth", [r"transpose \.kernel$"], hints=hints)
+    assert torch.equal(turned.plan().check().result["layers.1.weight"].read(), square["layers.1.kernel"].t())
+
+
+@pytest.mark.parametrize("mlp", [("fc_in", "fc_out"), ("fc1", "fc2")])
+def test_the_joined_projection_of_codegen_is_asked(mlp: tuple[str, str]) -> None:
+    """It holds the parts of four shards, which nothing shows but the spelling of its block."""
+    up, down = mlp
+    both = {
+        f"h.{i}.mlp.{name}.weight": torch.randn(*size)
+        for i in range(3)
+        for name, size in ((up, (32, 8)), (down, (8, 32)))
+    }
+    apart = {f"h.{i}.attn.{name}_proj.weight": torch.randn(8, 8) for i in range(3) for name in "qkv"}
+    joined = {f"h.{i}.attn.qkv_proj.weight": torch.randn(24, 8) for i in range(3)}
+    torch.save(both | joined, "a.pth")
+    torch.save(both | apart, "b.pth")
+    assert cs.align("a.pth", "b.pth").certain == (up == "fc1")
+
+
+def test_overlap_is_for_a_head_of_another_size(net: Net) -> None:
+    trained = Net(classes=9)
+    torch.save(trained.state_dict(), "a.pth")
+    made = cs.plan("a.pth", to=net, auto=True, unexpected="drop", mismatched="overlap", missing="init").check().result
+    assert torch.equal(made["head.weight"].read(), trained.head.weight[:5])

@@ -216,7 +216,7 @@ class Left:
     def unused(self) -> tuple[Leftover, ...]:
         again = {key: group for group in self.source.ties for key in group if self.used & set(group)}
         made = []
-        for leaf in self.source.leaves:
+        for leaf in (*self.source.leaves, *self.source.again):
             if leaf.key in self.used:
                 continue
             if leaf.key in again:

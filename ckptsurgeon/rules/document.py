@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import stat
+from contextlib import suppress
 from typing import Any
 
 from ckptsurgeon.errors import InputError, OutputError
+from ckptsurgeon.writing import failures
 
 LARGEST = 256 << 10
 """Bytes of a recipe: longer lists of numbers are given to a variable, from a file."""
@@ -47,14 +49,26 @@ def text_of(path: str, shown: str, most: int, what: str) -> str:
 
 
 def write(path: str | os.PathLike[str], text: str, force: bool) -> None:
-    """Write a text file; OutputError if it exists (without `force`) or cannot be written."""
-    try:
-        with open(path, "w" if force else "x", encoding="utf-8") as file:
-            file.write(text)
-    except FileExistsError:
-        raise OutputError(path, "exists; --force replaces it") from None
-    except OSError as error:
-        raise OutputError(path, f"cannot be written: {error.strerror}") from None
+    """Write a text file, whole or not at all; OutputError if it exists (without `force`) or cannot be written."""
+    place = os.path.realpath(path)
+    with failures(os.fspath(path)):
+        if os.path.lexists(path) and not force:
+            raise OutputError(path, "exists; --force replaces it")
+        if os.path.exists(place) and not os.path.isfile(place):  # a device or a pipe, which is no place for a rename
+            with open(place, "w", encoding="utf-8") as file:
+                file.write(text)
+            return
+        part = os.path.join(os.path.dirname(place), f".{os.path.basename(place)[:200]}.{os.urandom(4).hex()}.part")
+        try:
+            with open(part, "x", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(part, place)
+        except BaseException:
+            with suppress(OSError):
+                os.unlink(part)
+            raise
 
 
 def _check(text: str, shown: str) -> None:
