@@ -59,6 +59,20 @@ def test_neither_torch_nor_numpy(words: list[str]) -> None:
     assert modules_loaded_by(*words) == set()
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["align", "a.pth", "d.pth"],
+        ["remap", "a.pth", "--to", "d.pth", "--auto", "-o", "e.pth"],
+        ["diff", "b.pth", "d.pth"],
+    ],
+    ids=" ".join,
+)
+def test_an_alignment_of_two_files_does_without_torch(words: list[str]) -> None:
+    torch.save({key.replace("module.layers", "net.blocks"): value for key, value in STATE.items()}, "d.pth")
+    assert "torch" not in modules_loaded_by(*words)
+
+
 def test_opening_reads_headers_only(monkeypatch: pytest.MonkeyPatch) -> None:
     """Counted at the system calls: a file of 64 MB is opened with a few KB."""
     import ckptsurgeon as cs
